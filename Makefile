@@ -1,0 +1,66 @@
+# The front door: `make` lists what there is. Needs Python >= 3.11, make and git; works with make 3.81 (macOS) too.
+
+EXTRAS  := dev,export,video
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.setup-done
+WORKERS := 8
+
+# The first Python that is new enough, those we test with first; `make setup PYTHON=/path/to/python3` overrules it.
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14); print(sys.executable)' 2>/dev/null && exit; done; \
+	python3 -c 'import sys; assert (3, 11) <= sys.version_info; print(sys.executable)' 2>/dev/null)
+UV     := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(BIN)/uv)
+
+# Test processes share the cores, so each keeps to one; nothing is downloaded while testing.
+QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+TEST  := $(QUIET) $(BIN)/python -m pytest -q -n logical --maxprocesses $(WORKERS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lab test slow check format notebooks bench lock
+
+help:  ## list what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## create .venv with everything at the versions of requirements.lock (instant when done)
+
+$(STAMP): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "deimkit needs Python 3.11 or newer and found none; install one, or name it: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(UV) || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; } \
+		|| $(PYTHON) -m pip --python $(BIN)/python install --quiet uv \
+		|| { echo "could not create $(VENV): install uv, or Python's venv module (Debian, Ubuntu: apt install python3-venv), and run make again" >&2; exit 1; }
+	@test -x $(BIN)/python || $(UV) venv --quiet --seed --python $(PYTHON) $(VENV)
+	$(UV) pip install --python $(BIN)/python --constraint requirements.lock --build-constraint requirements.lock --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup  ## train the tiny recipe on synthetic scenes, evaluate it, write the report
+	$(BIN)/python -m deimkit train tiny --data synthetic --out runs/demo --wait
+
+lab: setup  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+test: setup  ## run the tests (those marked slow or gpu stay out)
+	$(TEST)
+
+slow: setup  ## run the tests marked slow
+	$(TEST) -m "slow and not gpu"
+
+check: setup  ## format, lint, types, and the rules of the house
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(QUIET) $(BIN)/python -m pytest -q tests/test_house.py tests/test_packaging.py
+
+format: setup  ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+notebooks: setup  ## run every notebook from top to bottom and keep its outputs
+	$(QUIET) $(BIN)/jupyter execute --inplace $(wildcard notebooks/*.ipynb)
+
+bench: setup  ## measure ours beside its peers on this machine; BENCH="--only criterion --json bench.json"
+	$(BIN)/python -m tests.bench $(BENCH)
+
+lock: setup  ## write requirements.lock anew from pyproject.toml
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest --upgrade --quiet \
+		--no-emit-index-url --annotation-style line --custom-compile-command "make lock" --output-file requirements.lock

@@ -1,0 +1,99 @@
+"""How boxes improve from layer to layer: D-FINE's fine-grained distribution refinement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deimkit.distribution import decode, weighting
+from deimkit.models.layers import MLP, box_head, full, inverse_sigmoid, score_head, zero_
+from deimkit.structures import Predictions
+
+
+@dataclass(frozen=True)
+class FDR:
+    """Fine-grained distribution refinement: every edge of a box is a distribution over `bins` + 1 offsets.
+
+    bins: R. up, scale: a and 1 / c of the weighting function W(n). top, hidden: how many probabilities of each edge the
+    quality head reads, and its width. Source: D-FINE Eq. 1-3.
+    """
+
+    bins: int = 32
+    up: float = 0.5
+    scale: float = 4.0
+    top: int = 4
+    hidden: int = 64
+
+    def build(self, layers: int, width: int, classes: int, act: str) -> FDRHeads:
+        """The heads of a decoder of `layers` layers, with fresh weights."""
+        return FDRHeads(self, layers, width, classes, act)
+
+
+class State(NamedTuple):
+    """What the layers hand on: boxes that all offsets are measured from, summed edge logits, the last hidden state."""
+
+    pre: Predictions | None
+    anchors: Tensor
+    edges: Tensor
+    hidden: Tensor
+
+
+class FDRHeads(nn.Module):
+    """One box head, score head and quality head per layer, and a plain box head that fixes the first boxes."""
+
+    W: Tensor
+
+    def __init__(self, spec: FDR, layers: int, width: int, classes: int, act: str) -> None:
+        super().__init__()
+        self.scale = spec.scale
+        self.register_buffer("W", weighting(spec.bins, spec.up, spec.scale), persistent=False)  # (R + 1,)
+        self.first = box_head(width, 4, act)
+        self.box = nn.ModuleList(box_head(width, 4 * (spec.bins + 1), act) for _ in range(layers))
+        self.score = nn.ModuleList(score_head(width, classes) for _ in range(layers))
+        self.quality = nn.ModuleList(Quality(spec, act) for _ in range(layers))
+
+    def begin(self, hidden: Tensor, boxes: Tensor) -> State:
+        """The first boxes, from the first layer's `hidden` (B, Q, D) and reference `boxes` (B, Q, 4)."""
+        first = (full(self.first(hidden)) + inverse_sigmoid(boxes)).sigmoid()
+        pre = Predictions(self.score[0](hidden), first) if self.training else None
+        return State(pre, first.detach(), torch.zeros_like(first[..., None]), torch.zeros_like(hidden))
+
+    def forward(
+        self, layer: int, hidden: Tensor, boxes: Tensor, state: State | None, answer: bool
+    ) -> tuple[Predictions | None, Tensor, State]:
+        """What a layer predicts, if asked to `answer`; its boxes as the next layer's reference; and the next state.
+
+        Edge logits add up over the layers with their gradients; references, anchors and hidden states pass without.
+        """
+        state = state or self.begin(hidden, boxes)
+        edges = self.box[layer](hidden + state.hidden).unflatten(-1, (4, -1)) + state.edges  # (B, Q, 4, R + 1)
+        chance = edges.softmax(-1)
+        boxes = decode(state.anchors, (chance * full(self.W)).sum(-1), self.scale)
+        preds = None
+        if answer:
+            logits = self.score[layer](hidden) + self.quality[layer](chance.to(hidden.dtype))
+            preds = Predictions(logits, boxes, edges, state.anchors)
+        return preds, boxes.detach(), state._replace(edges=edges, hidden=hidden.detach())
+
+    def deploy(self) -> None:
+        """Drop what only training needs: the score and quality heads of all layers but the last."""
+        for i in range(len(self.score) - 1):
+            self.score[i] = self.quality[i] = nn.Identity()
+
+
+class Quality(nn.Module):
+    """Turns how sharp the four edges' distributions are into a correction of the class logits (as GFLv2 does)."""
+
+    def __init__(self, spec: FDR, act: str) -> None:
+        super().__init__()
+        self.top = spec.top
+        self.reg_conf = MLP(4 * (spec.top + 1), spec.hidden, 1, act=act)
+        zero_(self.reg_conf.layers[-1])
+
+    def forward(self, chance: Tensor) -> Tensor:
+        """chance (B, Q, 4, R + 1) -> (B, Q, 1)."""
+        best = chance.topk(self.top, -1).values
+        return self.reg_conf(torch.cat([best, best.mean(-1, keepdim=True)], -1).flatten(2))

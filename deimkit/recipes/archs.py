@@ -1,0 +1,56 @@
+"""The architectures of D-FINE and DEIM: everything that differs between their sizes, in one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deimkit.errors import RecipeError
+from deimkit.models.decoder import Decoder
+from deimkit.models.detector import Arch
+from deimkit.models.encoder import GELAN, Hybrid
+from deimkit.models.groups import Denoise
+from deimkit.models.hgnetv2 import HGNetV2
+from deimkit.models.queries import TopK
+from deimkit.models.refine import FDR
+
+# fmt: off
+HGNETS = {  # stem (middle, output); per stage: channels inside a block, after it, blocks; convolutions a block; affine
+    "tiny": ((16, 16), (16, 24, 48, 96),     (32, 96, 192, 384),     (1, 1, 1, 1), 3, True),
+    "B0":   ((16, 16), (16, 32, 64, 128),    (64, 256, 512, 1024),   (1, 1, 2, 1), 3, True),
+    "B1":   ((24, 32), (32, 48, 96, 192),    (64, 256, 512, 1024),   (1, 1, 2, 1), 3, True),
+    "B2":   ((24, 32), (32, 64, 128, 256),   (96, 384, 768, 1536),   (1, 1, 3, 1), 4, True),
+    "B4":   ((32, 48), (48, 96, 192, 384),   (128, 512, 1024, 2048), (1, 1, 3, 1), 6, False),
+    "B5":   ((32, 64), (64, 128, 256, 512),  (128, 512, 1024, 2048), (1, 2, 5, 2), 6, False),
+}
+DFINES = {
+    #        backbone, stages   encoder width, FFN, fusion   decoder layers, width, FFN, points   queries, noisy  W(n)
+    "tiny": ("tiny", (1, 2, 3), 64,  192,  GELAN(32, 1),     3, 64,  192,  (2, 4, 2),             100, 50,        4.0),
+    "n":    ("B0",   (2, 3),    128, 512,  GELAN(21, 2),     3, 128, 512,  (6, 6),                300, 100,       4.0),
+    "s":    ("B0",   (1, 2, 3), 256, 1024, GELAN(64, 1),     3, 256, 1024, (3, 6, 3),             300, 100,       4.0),
+    "m":    ("B2",   (1, 2, 3), 256, 1024, GELAN(128, 2),    4, 256, 1024, (3, 6, 3),             300, 100,       4.0),
+    "l":    ("B4",   (1, 2, 3), 256, 1024, GELAN(128, 3),    6, 256, 1024, (3, 6, 3),             300, 100,       4.0),
+    "x":    ("B5",   (1, 2, 3), 384, 2048, GELAN(192, 3),    6, 256, 1024, (3, 6, 3),             300, 100,       8.0),
+}
+# fmt: on
+
+
+def hgnetv2(name: str, **changes: Any) -> HGNetV2:
+    """The backbone called `name`: B0, B1, B2, B4, B5 or tiny; keyword arguments change its fields."""
+    stem, mid, out, blocks, layers, lab = HGNETS[name]
+    return HGNetV2(**{"stem": stem, "mid": mid, "out": out, "blocks": blocks, "layers": layers, "lab": lab, **changes})
+
+
+def dfine_arch(size: str, activation: str = "silu") -> Arch:
+    """D-FINE of size n, s, m, l, x, or tiny; "silu" as trained with DEIM, "relu" as published by D-FINE itself."""
+    if size not in DFINES:
+        raise RecipeError(f"D-FINE comes in the sizes {', '.join(DFINES)}; got {size!r}.")
+    net, levels, width, ffn, fusion, layers, inner, inner_ffn, points, queries, denoise, scale = DFINES[size]
+    return Arch(
+        backbone=hgnetv2(net, levels=levels),
+        encoder=Hybrid(width, ffn, fusion),
+        decoder=Decoder(layers, inner, inner_ffn, points),
+        queries=TopK(queries),
+        groups=(Denoise(denoise),),
+        refine=FDR(scale=scale),
+        activation=activation,
+    )

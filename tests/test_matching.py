@@ -1,0 +1,231 @@
+"""Matching against brute force, against the published costs and pairs, and at its edges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deimkit.boxes import cxcywh_to_xyxy, iou_giou, xyxy_to_cxcywh
+from deimkit.errors import NonFiniteError
+from deimkit.matching import CELLS, Hungarian, union, widen
+from deimkit.structures import Match, Output, Predictions, Targets
+
+
+def random_output(images: int, queries: int, classes: int = 5, name: str = "final") -> Output:
+    boxes = torch.cat([torch.rand(images, queries, 2), torch.rand(images, queries, 2) * 0.4 + 0.05], -1)
+    return Output(name, Predictions(torch.randn(images, queries, classes), boxes))
+
+
+def random_targets(*counts: int, classes: int = 5) -> Targets:
+    n = sum(counts)
+    image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.long))
+    return Targets(image, torch.randint(classes, (n,)), torch.cat([torch.rand(n, 2), torch.rand(n, 2) * 0.4 + 0.05], 1))
+
+
+def plain_cost(matcher: Hungarian, output: Output, targets: Targets, image: int) -> Tensor:
+    """The cost table (n, Q) of one image, written down as the papers do."""
+    rows = targets.image == image
+    p = output.preds.logits[image].sigmoid()[:, targets.labels[rows]].T
+    boxes, wanted = output.preds.boxes[image][None], targets.boxes[rows][:, None]
+    positive = matcher.alpha * (1 - p) ** matcher.gamma * -torch.log(p + 1e-8)
+    negative = (1 - matcher.alpha) * p**matcher.gamma * -torch.log(1 - p + 1e-8)
+    l1 = (boxes - wanted).abs().sum(-1)
+    return matcher.cls * (positive - negative) + matcher.l1 * l1 - matcher.giou * iou_giou(boxes, wanted)[1]
+
+
+def pairs(match: Match, image: int) -> set[tuple[int, int]]:
+    mine = match.image == image
+    return set(zip(match.query[mine].tolist(), match.target[mine].tolist(), strict=True))
+
+
+def test_cost_by_hand() -> None:
+    # p = 1/2: focal cost (1/4 - 3/4) * (1/2)^2 * ln 2. Equal halves side by side: L1 is 1/2, they touch: GIoU is 0.
+    output = Output("final", Predictions(torch.zeros(1, 1, 1), torch.tensor([[[0.25, 0.5, 0.5, 1.0]]])))
+    targets = Targets(torch.tensor([0]), torch.tensor([0]), torch.tensor([[0.75, 0.5, 0.5, 1.0]]))
+    cost = Hungarian().cost([output], targets, torch.tensor([0]))
+    assert cost.item() == pytest.approx(2 * (0.25 - 0.75) * 0.25 * np.log(2) + 5 * 0.5 - 2 * 0, abs=1e-6)
+
+
+@pytest.mark.parametrize("matcher", [Hungarian(), Hungarian(cls=1, l1=0, giou=3, alpha=0.4, gamma=1.5)])
+def test_cost_is_the_formula_and_only_of_the_own_image(matcher: Hungarian) -> None:
+    targets = random_targets(3, 0, 4)
+    outputs = [random_output(3, 6), random_output(3, 9)]
+    cost = matcher.cost(outputs, targets, torch.arange(7))
+    expected = [torch.cat([plain_cost(matcher, o, targets, b) for o in outputs], 1) for b in (0, 2)]
+    torch.testing.assert_close(cost, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_assignment_is_the_best_of_all() -> None:
+    targets = random_targets(3, 1, 4)
+    outputs = [random_output(3, 5), random_output(3, 6, name="other")]
+    for output, match in zip(outputs, Hungarian()(outputs, targets), strict=True):
+        for b, n in enumerate((3, 1, 4)):
+            cost = plain_cost(Hungarian(), output, targets, b)
+            best = min(cost[range(n), list(q)].sum().item() for q in permutations(range(cost.shape[1]), n))
+            first = int((targets.image < b).sum())
+            found = pairs(match, b)
+            assert len({q for q, _ in found}) == len({t for _, t in found}) == n
+            assert sum(cost[t - first, q].item() for q, t in found) == pytest.approx(best, abs=1e-5)
+
+
+def test_targets_need_no_order() -> None:
+    targets, output = random_targets(4, 3, 5), random_output(3, 8)
+    shuffle = torch.randperm(12)
+    mixed = Targets(targets.image[shuffle], targets.labels[shuffle], targets.boxes[shuffle])
+    straight, crooked = (Hungarian()([output], t)[0] for t in (targets, mixed))
+    assert torch.equal(crooked.image, mixed.image[crooked.target])
+    for b in range(3):
+        assert pairs(straight, b) == {(q, int(shuffle[t])) for q, t in pairs(crooked, b)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "queries", "matched"),
+    [
+        ((0, 0), 4, [0, 0]),
+        ((3, 0), 4, [3, 0]),
+        ((9, 2), 4, [4, 2]),
+        ((2, 1), 0, [0, 0]),
+        ((500, 0, 500), 30, [30, 0, 30]),
+    ],
+)
+def test_counts(counts: tuple[int, ...], queries: int, matched: list[int]) -> None:
+    targets = random_targets(*counts)
+    match = Hungarian()([random_output(len(counts), queries)], targets)[0]
+    assert torch.bincount(match.image, minlength=len(counts)).tolist() == matched
+    assert torch.equal(match.image, targets.image[match.target])
+    assert len({*zip(match.image.tolist(), match.query.tolist(), strict=True)}) == sum(matched)
+    assert len(match.target.unique()) == sum(matched)
+    assert match.query.dtype == match.target.dtype == match.image.dtype == torch.int64
+
+
+def test_same_target_twice_takes_two_queries() -> None:
+    targets = random_targets(1)
+    twice = Targets(*(torch.cat([x, x]) for x in (targets.image, targets.labels, targets.boxes)))
+    match = Hungarian()([random_output(1, 5)], twice)[0]
+    assert len(match.query.unique()) == 2 and sorted(match.target.tolist()) == [0, 1]
+
+
+def test_crowd_is_worked_out_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets, outputs = random_targets(40, 7, 25), [random_output(3, 30), random_output(3, 20)]
+    whole = Hungarian()(outputs, targets)
+    monkeypatch.setattr("deimkit.matching.CELLS", 500)
+    parts = Hungarian()(outputs, targets)
+    assert CELLS > 72 * 50
+    assert all(torch.equal(a, b) for x, y in zip(whole, parts, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_non_finite_boxes_are_named(value: float) -> None:
+    outputs = [random_output(3, 6), random_output(3, 4, name="layer1")]
+    outputs[1].preds.boxes[2, 3, 0] = value
+    with pytest.raises(NonFiniteError, match=r"'layer1'.*image 2"):
+        Hungarian()(outputs, random_targets(2, 0, 2))
+
+
+def test_boxes_without_area_match_and_cost_the_worst_overlap() -> None:
+    output, targets = random_output(1, 3), random_targets(2)
+    output.preds.boxes[..., 2:] = 0
+    targets.boxes[:, 2:] = 0
+    output.preds.boxes[0, 1] = targets.boxes[1]  # not even their hull has an area
+    matcher = Hungarian(cls=0, l1=0, giou=1)
+    assert matcher.cost([output], targets, torch.arange(2)).tolist() == [[1.0] * 3] * 2
+    first, second = Hungarian()([output], targets)[0], Hungarian()([output], targets)[0]
+    assert (1, 1) in pairs(first, 0) and pairs(first, 0) == pairs(second, 0)
+
+
+def test_half_precision_is_matched_in_float32() -> None:
+    output, targets = random_output(2, 20), random_targets(5, 3)
+    narrow = Output("final", Predictions(output.preds.logits.bfloat16(), output.preds.boxes.bfloat16()))
+    wide = Output("final", Predictions(narrow.preds.logits.float(), narrow.preds.boxes.float()))
+    for a, b in zip(Hungarian()([narrow], targets)[0], Hungarian()([wide], targets)[0], strict=True):
+        assert torch.equal(a, b)
+    assert widen(torch.zeros(1, dtype=torch.float16)).dtype == torch.float32
+    assert widen(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_published_costs_and_pairs(shared: Path) -> None:
+    """Every part of the cost, the whole cost and the pairs of the Deformable-DETR family's synthetic batch."""
+    path = shared / "golden/family/criterion_synth.npz"
+    if not path.exists():
+        pytest.skip("no reference costs")
+    ref = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
+    targets = Targets.from_list(
+        [{"labels": ref[f"in.gt_labels{i}"], "boxes": ref[f"in.gt_boxes{i}"]} for i in range(4)]
+    )
+    names = {"last": "", "aux0": "aux_", "enc": "enc_"}
+    outputs = [Output(k, Predictions(ref[f"in.{v}logits"], ref[f"in.{v}boxes"])) for k, v in names.items()]
+    everything = torch.arange(len(targets))
+
+    for weights, term, shift in (((1, 0, 0), "cls", 0.0), ((0, 1, 0), "l1", 0.0), ((0, 0, 1), "giou_1minus", -1.0)):
+        ours = Hungarian(*weights).cost(outputs[:1], targets, everything)
+        theirs = torch.cat([ref[f"term.{term}{i}"].T for i in range(4)]) + shift
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)  # 1 - p of a p near 1 has few digits
+    for output, match in zip(outputs, Hungarian()(outputs, targets), strict=True):
+        ours = Hungarian().cost([output], targets, everything)
+        theirs = torch.cat([ref[f"match_base.{output.name}.cost{i}"].T for i in range(4)])
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+        for i in range(4):
+            query, target = (ref[f"match_base.{output.name}.{k}{i}"].tolist() for k in ("src", "tgt"))
+            first = int((targets.image < i).sum())
+            assert pairs(match, i) == {(q, t + first) for q, t in zip(query, target, strict=True)}
+
+
+def test_published_box_operations(shared: Path) -> None:
+    """deimkit.boxes and the cost's own GIoU, on boxes of which some have a negative size."""
+    ref = {k: torch.from_numpy(v) for k, v in np.load(shared / "golden/losses/box_ops.npz").items()}
+    a, b = ref["a_cxcywh"], ref["b_cxcywh"]
+    torch.testing.assert_close(cxcywh_to_xyxy(a), ref["a_xyxy"])
+    torch.testing.assert_close(xyxy_to_cxcywh(ref["a_xyxy"]), ref["a_back_cxcywh"])
+    iou, giou = iou_giou(a[:, None], b[None])
+    torch.testing.assert_close(iou, ref["iou"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(giou, ref["giou"], rtol=1e-5, atol=1e-6)
+
+    output = Output("final", Predictions(torch.zeros(1, len(a), 1), a[None]))
+    targets = Targets(torch.zeros(len(b)).long(), torch.zeros(len(b)).long(), b)
+    cost = Hungarian(cls=0, l1=0, giou=1).cost([output], targets, torch.arange(len(b)))
+    torch.testing.assert_close(-cost.T, ref["giou"], rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- union
+
+
+def match_of(*triples: tuple[int, int, int]) -> Match:
+    return Match(*torch.tensor(triples, dtype=torch.long).reshape(-1, 3).T)
+
+
+def triples_of(match: Match) -> list[tuple[int, ...]]:
+    return sorted(map(tuple, torch.stack(match, 1).tolist()))
+
+
+@pytest.mark.parametrize(
+    ("layers", "pooled"),
+    [
+        ([], []),
+        ([[]], []),
+        ([[(0, 3, 1)]], [(0, 3, 1)]),
+        ([[(0, 3, 1)], [(0, 5, 1)]], [(0, 3, 1), (0, 5, 1)]),  # a target keeps several queries
+        ([[(0, 3, 2)], [(0, 3, 1)], [(0, 3, 2)]], [(0, 3, 2)]),  # most votes
+        ([[(0, 3, 2)], [(0, 3, 1)]], [(0, 3, 1)]),  # a tie: the lower target
+        ([[(0, 3, 2)], [(0, 3, 1)], [(0, 3, 1)], [(0, 3, 2)]], [(0, 3, 1)]),
+        ([[(0, 3, 2)], [(1, 3, 5)]], [(0, 3, 2), (1, 3, 5)]),  # same query number, another image
+    ],
+)
+def test_union_by_hand(layers: list[list[tuple[int, int, int]]], pooled: list[tuple[int, int, int]]) -> None:
+    assert triples_of(union(match_of(*layer) for layer in layers)) == pooled
+
+
+def test_union_is_the_rule_spelled_out_and_knows_no_order() -> None:
+    layers = [Match(torch.randint(3, (40,)), torch.randint(12, (40,)), torch.randint(6, (40,))) for _ in range(7)]
+    votes = Counter(tuple(t) for layer in layers for t in torch.stack(layer, 1).tolist())
+    expected: dict[tuple[int, int], int] = {}
+    for (image, query, target), _ in sorted(votes.items(), key=lambda item: (-item[1], item[0][2])):
+        expected.setdefault((image, query), target)
+    assert triples_of(union(layers)) == sorted((*key, target) for key, target in expected.items())
+    assert triples_of(union(reversed(layers))) == triples_of(union(layers))
+    assert triples_of(union([union(layers)])) == triples_of(union(layers))

@@ -1,0 +1,1 @@
+"""What people look at: boxes, curves, and in time the labs."""

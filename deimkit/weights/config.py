@@ -1,0 +1,192 @@
+"""The same architecture written as an `Arch` and as a `transformers` config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deimkit.data.dataset import CategoryMap
+from deimkit.errors import CheckpointError
+from deimkit.models.decoder import Decoder
+from deimkit.models.detector import Arch
+from deimkit.models.encoder import GELAN, Hybrid
+from deimkit.models.groups import Denoise
+from deimkit.models.hgnetv2 import HGNetV2
+from deimkit.models.queries import TopK
+from deimkit.models.refine import FDR
+from deimkit.recipes.archs import dfine_arch
+from deimkit.weights.classes import named
+
+OURS = "deimkit"  # our entry in a config: what transformers has no field for
+# Fields that transformers rounds to channels and blocks, so that several values mean the same, and some it never reads.
+ROUNDED = ("hidden_expansion", "depth_mult", "embedding_size", "depths", "hidden_sizes")
+
+
+def to_config(arch: Arch, categories: CategoryMap) -> dict[str, Any]:
+    """What `transformers.DFineConfig` takes for a detector of `arch` and `categories`."""
+    names = [str(name) for name in categories.names]
+    return _structure(arch) | {
+        "architectures": ["DFineForObjectDetection"],
+        "model_type": "d_fine",
+        "dtype": "float32",
+        "freeze_backbone_batch_norms": False,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        OURS: {
+            "activation": arch.activation,
+            "row_major": arch.encoder.row_major,
+            "categories": categories.to_dict(),
+        },
+    }
+
+
+def categories_of(config: Mapping[str, Any]) -> CategoryMap | None:
+    """The classes that a `transformers` config names, with their ids if we wrote it; None if it only counts them."""
+    labels = config.get("id2label") or {}
+    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    ours = (config.get(OURS) or {}).get("categories")
+    if ours and tuple(ours["names"]) == names:
+        return CategoryMap.from_dict(ours)
+    return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else named(names)
+
+
+def arch_of(config: Mapping[str, Any]) -> Arch:
+    """The architecture of a `transformers` D-FINE config; raises `CheckpointError` if deimkit cannot build it.
+
+    Fields that the config leaves out have `transformers`' defaults. Position codes are row by row, as `transformers`
+    makes them, unless the config is one of ours and says otherwise; only non-square inputs tell the difference.
+    Activations are ReLU: `transformers` builds its prediction heads with nothing else, so that a config with SiLU in
+    the decoder layers alone is refused unless it is one of ours, where it means SiLU everywhere (DEIM).
+    """
+    defaults = _structure(dfine_arch("l", "relu"))
+    try:
+        net = {**defaults["backbone_config"], **(config.get("backbone_config") or {})}
+        c = {**defaults, **config, "backbone_config": net}
+        c["decoder_n_points"] = _each(c["decoder_n_points"], len(net["out_features"]))
+        arch = _build(c, net, config.get(OURS) or {})
+        built = _structure(arch)
+    except (IndexError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"Expected a D-FINE config of transformers; got one that makes no sense: {error}."
+        ) from error
+    _check(c, built)
+    return arch
+
+
+def _build(c: dict[str, Any], net: dict[str, Any], own: dict[str, Any]) -> Arch:
+    """The `Arch` of a complete config `c`, its backbone's config `net`, and what we noted in it."""
+    width, denoise = c["encoder_hidden_dim"], Denoise(c["num_denoising"], c["label_noise_ratio"], c["box_noise_scale"])
+    return Arch(
+        backbone=HGNetV2(
+            stem=tuple(net["stem_channels"][1:]),
+            mid=tuple(net["stage_mid_channels"]),
+            out=tuple(net["stage_out_channels"]),
+            blocks=tuple(net["stage_num_blocks"]),
+            layers=net["stage_numb_of_layers"][0],
+            lab=net["use_learnable_affine_block"],
+            levels=tuple(int(name.removeprefix("stage")) - 1 for name in net["out_features"]),
+        ),
+        encoder=Hybrid(
+            width=width,
+            ffn=c["encoder_ffn_dim"],
+            fusion=GELAN(round(c["hidden_expansion"] * width // 2), round(3 * c["depth_mult"])),
+            heads=c["encoder_attention_heads"],
+            row_major=own.get("row_major", True),
+        ),
+        decoder=Decoder(
+            layers=c["decoder_layers"],
+            width=c["d_model"],
+            ffn=c["decoder_ffn_dim"],
+            points=tuple(c["decoder_n_points"]),
+            heads=c["decoder_attention_heads"],
+        ),
+        queries=TopK(c["num_queries"]),
+        groups=(denoise,) if denoise.queries else (),
+        refine=FDR(c["max_num_bins"], c["up"], c["reg_scale"], c["top_prob_values"], c["lqe_hidden_dim"]),
+        activation=own.get("activation", "relu"),
+    )
+
+
+def _each(points: int | list[int], levels: int) -> list[int]:
+    return [points] * levels if isinstance(points, int) else points
+
+
+def _check(config: Mapping[str, Any], built: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for the first field where a config differs from what its own `Arch` says."""
+    for key, ours in built.items():
+        if isinstance(ours, dict):
+            _check(config[key], ours)
+        elif key not in ROUNDED and config[key] != ours:
+            raise CheckpointError(
+                f"Expected a D-FINE config with {key} = {ours!r}; got {config[key]!r}, which deimkit does not build "
+                "from a config. If the weights fit a recipe, name it: load(RECIPE, weights=FOLDER)."
+            )
+
+
+def _structure(arch: Arch) -> dict[str, Any]:
+    """The fields of a `transformers` config that say what is built and how it computes."""
+    net, encoder, decoder, refine = arch.backbone, arch.encoder, arch.decoder, arch.refine
+    levels = len(net.levels)
+    denoise = arch.groups[0] if arch.groups else Denoise(0)
+    return {
+        "backbone_config": {
+            "model_type": "hgnet_v2",
+            "num_channels": 3,
+            "embedding_size": net.stem[1],
+            "depths": list(net.blocks),
+            "hidden_sizes": list(net.out),
+            "hidden_act": "relu",
+            "stem_channels": [3, *net.stem],
+            "stem_strides": [2, 1, 1, 2, 1],
+            "stage_in_channels": [net.stem[1], *net.out[:-1]],
+            "stage_mid_channels": list(net.mid),
+            "stage_out_channels": list(net.out),
+            "stage_num_blocks": list(net.blocks),
+            "stage_downsample": [False, True, True, True],
+            "stage_downsample_strides": [2, 2, 2, 2],
+            "stage_light_block": [False, False, True, True],
+            "stage_kernel_size": [3, 3, 5, 5],
+            "stage_numb_of_layers": [net.layers] * 4,
+            "use_learnable_affine_block": net.lab,
+            "out_features": [f"stage{level + 1}" for level in net.levels],
+            "out_indices": [level + 1 for level in net.levels],
+        },
+        "layer_norm_eps": 1e-5,
+        "batch_norm_eps": 1e-5,
+        "encoder_hidden_dim": encoder.width,
+        "encoder_in_channels": list(net.channels),
+        "feat_strides": list(net.strides),
+        "encoder_layers": 1,
+        "encoder_ffn_dim": encoder.ffn,
+        "encoder_attention_heads": encoder.heads,
+        "encode_proj_layers": [levels - 1],
+        "positional_encoding_temperature": 10000,
+        "encoder_activation_function": "gelu",
+        "activation_function": "silu",
+        "normalize_before": False,
+        "hidden_expansion": 2 * encoder.fusion.hidden / encoder.width,
+        "depth_mult": encoder.fusion.blocks / 3,
+        "d_model": decoder.width,
+        "decoder_in_channels": [encoder.width] * levels,
+        "decoder_ffn_dim": decoder.ffn,
+        "num_feature_levels": levels,
+        "decoder_n_points": list(decoder.points),
+        "decoder_layers": decoder.layers,
+        "decoder_attention_heads": decoder.heads,
+        "decoder_activation_function": arch.activation,
+        "decoder_offset_scale": 0.5,
+        "decoder_method": "default",
+        "eval_idx": -1,
+        "layer_scale": 1.0,
+        "num_queries": arch.queries.count,
+        "learn_initial_query": False,
+        "num_denoising": denoise.queries,
+        "label_noise_ratio": denoise.label_noise,
+        "box_noise_scale": denoise.box_noise,
+        "max_num_bins": refine.bins,
+        "up": refine.up,
+        "reg_scale": refine.scale,
+        "top_prob_values": refine.top,
+        "lqe_hidden_dim": refine.hidden,
+        "lqe_layers": 2,
+    }

@@ -1,0 +1,216 @@
+"""The command line: the same verbs as the package, each with `--json` for a last line that a program can read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import deimkit as dk
+from deimkit.errors import DeimkitError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every subcommand."""
+    parser = argparse.ArgumentParser(prog="deimkit", description="Train, look into and ship real-time DETR detectors.")
+    parser.add_argument("--version", action="version", version=f"deimkit {dk.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON on the last line")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("recipes", run_recipes, "list the recipes with the papers' numbers, or print one")
+    sub.add_argument("name", nargs="?", help="a recipe to print as Python")
+
+    sub = command("train", run_train, "train a recipe on a dataset")
+    sub.add_argument("recipe", nargs="?", help="name of a recipe (deimkit recipes)")
+    sub.add_argument("--data", help="a dataset's folder or file, or synthetic")
+    sub.add_argument("--out", help="the run's folder (default: runs/RECIPE)")
+    sub.add_argument("--epochs", type=int)
+    sub.add_argument("--batch", type=int, help="images per optimiser step")
+    sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--wait", action=argparse.BooleanOptionalAction, default=True, help="--no-wait: train in the background"
+    )
+    sub.add_argument("--resume", metavar="RUN", help="continue this run from its last checkpoint")
+    sub.add_argument("--weights", help="start from this checkpoint, published file or Hugging Face folder")
+    sub.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
+    sub.add_argument("--workers", type=int, help="loader processes")
+    sub.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
+    sub.add_argument("--patience", type=int, help="stop after so many epochs without a better AP")
+    sub.add_argument("--evaluate-every", type=int, default=1, metavar="EPOCHS")
+    sub.add_argument("--on-problem", default="refuse", choices=("refuse", "skip"), help="images the doctor finds wrong")
+
+    sub = command("eval", run_eval, "measure a run or a checkpoint on a dataset: COCO's twelve numbers, and per class")
+    sub.add_argument(
+        "what", metavar="RUN", help="a run's folder, a .pt, a Hugging Face folder, or a recipe with --weights"
+    )
+    sub.add_argument("--data", required=True)
+    sub.add_argument("--split", default="val", choices=("train", "val", "test"))
+    sub.add_argument("--weights", help="a published file, when RUN is a recipe's name")
+    sub.add_argument("--size", type=int, nargs="+")
+    sub.add_argument("--batch", type=int, default=8)
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--backend", default="fast", choices=("fast", "pycocotools"))
+
+    sub = command("predict", run_predict, "find objects in images, a folder or a video")
+    sub.add_argument("what", metavar="RUN", help="a run's folder, a .pt or a Hugging Face folder")
+    sub.add_argument("images", nargs="+")
+    sub.add_argument("--threshold", type=float, default=0.5)
+    sub.add_argument("--out", help="folder for the drawn images")
+    sub.add_argument("--device", default="auto")
+
+    sub = command("doctor", run_doctor, "list what is wrong with a dataset, with the remedy")
+    sub.add_argument("data")
+    return parser
+
+
+def run_recipes(args: argparse.Namespace) -> tuple[int, Any]:
+    """List all recipes, or print one."""
+    if args.name:
+        text = dk.recipes.to_python(dk.recipes.get(args.name))
+        print(text, end="")
+        return 0, {"name": args.name, "recipe": text}
+    rows = []
+    for name in dk.recipes.names():
+        recipe = dk.recipes.get(name)
+        paper = recipe.paper
+        row = {"name": name, "epochs": recipe.timeline.total, "batch": recipe.batch, "size": list(recipe.size)}
+        rows.append(row | ({"paper": vars(paper)} if paper else {}))
+        claim = f"{paper.ap:5.1f}  {paper.params_m:5.0f} M  {paper.gflops:5.0f} GFLOPs  {paper.table}" if paper else ""
+        print(f"{name:16} {recipe.timeline.total:4} epochs  {claim}")
+    return 0, rows
+
+
+def run_train(args: argparse.Namespace) -> tuple[int, Any]:
+    """Train, or resume."""
+    if args.resume:
+        run = dk.resume(args.resume, wait=args.wait)
+    else:
+        if not args.recipe or not args.data:
+            raise DeimkitError(
+                "train needs a recipe and --data (or --resume RUN). For example: deimkit train tiny --data synthetic"
+            )
+        run = dk.train(
+            args.recipe,
+            args.data,
+            out=args.out or f"runs/{args.recipe}",
+            epochs=args.epochs,
+            batch=args.batch,
+            size=pair(args.size),
+            device=args.device,
+            seed=args.seed,
+            wait=args.wait,
+            weights=args.weights,
+            precision=args.precision,
+            workers=args.workers,
+            accumulate=args.accumulate,
+            patience=args.patience,
+            evaluate_every=args.evaluate_every,
+            on_problem=args.on_problem,
+        )
+    epochs = run.metrics("epoch")
+    best = max(epochs, key=lambda row: row["AP"]) if epochs else {}
+    if args.wait and best:
+        print(table(best))
+        print(f"report: {run.report}")
+    return 0, {"run": str(run.folder), "report": str(run.report), **numbers(best)}
+
+
+def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
+    """Measure a detector on a split."""
+    split = getattr(dk.Dataset.open(args.data), args.split)
+    if split is None:
+        raise DeimkitError(f"{args.data} has no {args.split} split.")
+    detector = dk.load(args.what, weights=args.weights) if args.weights else dk.load(args.what)
+    from deimkit.training.trainer import pick_device
+
+    detector.to(pick_device(args.device))
+    result = dk.evaluate(detector, split, size=pair(args.size), batch=args.batch, backend=args.backend)
+    print(table(result))
+    return 0, result
+
+
+def run_predict(args: argparse.Namespace) -> tuple[int, Any]:
+    """Detect, print the objects, and draw them if asked."""
+    from deimkit.training.trainer import pick_device
+
+    detector = dk.load(args.what).to(pick_device(args.device))
+    rows = []
+    for source in args.images:
+        found = detector.predict(source, threshold=args.threshold)
+        for index, detections in enumerate([found] if isinstance(found, dk.Detections) else found):
+            name = str(detections.image) if isinstance(detections.image, (str, Path)) else f"{source}#{index}"
+            print(f"{name}: {len(detections)} objects")
+            rows.append({"image": name, "objects": objects(detections)})
+            if args.out:
+                Path(args.out).mkdir(parents=True, exist_ok=True)
+                figure = detections.plot().figure
+                figure.savefig(
+                    Path(args.out) / f"{Path(name.replace('#', '_')).stem}.png", dpi=150, bbox_inches="tight"
+                )
+    return 0, rows
+
+
+def run_doctor(args: argparse.Namespace) -> tuple[int, Any]:
+    """Examine a dataset; the exit status is 1 if it has errors."""
+    report = dk.doctor(args.data)
+    print(report.table())
+    return 0 if report.ok else 1, json.loads(report.to_json())
+
+
+def pair(size: list[int] | None) -> int | tuple[int, int] | None:
+    """One number or two from the command line as a size."""
+    if size is None or len(size) == 1:
+        return size[0] if size else None
+    if len(size) != 2:
+        raise DeimkitError(f"--size takes one number, or height and width; got {len(size)} numbers.")
+    return size[0], size[1]
+
+
+def objects(detections: dk.Detections) -> list[dict[str, Any]]:
+    """Detections as plain rows: name, score, and box as xyxy pixels."""
+    rows = zip(detections.names, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
+    return [{"name": n, "score": round(s, 4), "box": [round(v, 1) for v in b]} for n, s, b in rows]
+
+
+def numbers(result: dict[str, Any]) -> dict[str, Any]:
+    """The twelve numbers of a result."""
+    return {k: v for k, v in result.items() if k.startswith(("AP", "AR"))}
+
+
+def table(result: dict[str, Any]) -> str:
+    """COCO's numbers and the classes as aligned text."""
+    head = "  ".join(f"{k} {v:.3f}" for k, v in numbers(result).items())
+    classes = result.get("per_class", {})
+    wide = max([len(name) for name in classes] or [0])
+    lines = [
+        f"  {name:<{wide}}  AP {c['AP']:.3f}  AP50 {c['AP50']:.3f}  boxes {c['count']}" for name, c in classes.items()
+    ]
+    return "\n".join([head, *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 when it did what it was asked, else non-zero with one clear sentence on stderr."""
+    args = build_parser().parse_args(argv)
+    try:
+        status, result = args.run(args)
+    except DeimkitError as error:
+        if args.json:
+            print(json.dumps({"error": str(error)}))
+        print(f"deimkit {args.command}: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(result, default=str))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

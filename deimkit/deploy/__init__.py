@@ -1,0 +1,1 @@
+"""Detectors leave the notebook: export, parity and benchmarks."""

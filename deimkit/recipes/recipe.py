@@ -1,0 +1,174 @@
+"""A recipe is one frozen value that says everything about a training; the diff of two recipes is a paper's list of changes."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from deimkit.criterion import Criterion
+from deimkit.data.augment import Augment
+from deimkit.errors import RecipeError
+from deimkit.matching import Hungarian
+from deimkit.models.detector import Arch, Detector
+from deimkit.training.optim import Optim
+from deimkit.training.timeline import Timeline
+
+if TYPE_CHECKING:
+    from deimkit.data.dataset import CategoryMap, Dataset
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a paper claims for a recipe on COCO val2017: the row that `evaluate` prints beside its own measurement.
+
+    ap, ap50, ap75, aps, apm, apl are in percent; params_m in millions; gflops at 640 x 640; latency_ms on a T4 (FP16).
+    """
+
+    table: str
+    ap: float | None = None
+    ap50: float | None = None
+    ap75: float | None = None
+    aps: float | None = None
+    apm: float | None = None
+    apl: float | None = None
+    epochs: int | None = None
+    params_m: float | None = None
+    gflops: float | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a training needs but the data: the parts of the detector, its supervision, and its clock.
+
+    share: box losses follow the union of the layers' matches (GO-LSD). return_to_best: the clean stage starts from the best
+    checkpoint (`BestTracker`). batch is the total over devices and accumulation steps; size is (height, width), multiples of 32.
+    A misspelt field is a `TypeError` where it is typed, and `repr(recipe)` is Python that `parse` rebuilds it from.
+    """
+
+    name: str
+    arch: Arch
+    losses: tuple[Any, ...]
+    timeline: Timeline
+    optim: Optim
+    augment: Augment = field(default_factory=Augment)
+    matcher: Hungarian = field(default_factory=Hungarian)
+    share: bool = True
+    return_to_best: bool = True
+    batch: int = 32
+    size: tuple[int, int] = (640, 640)
+    paper: Paper | None = None
+
+    def __post_init__(self) -> None:
+        height, width = self.size
+        if height % 32 or width % 32 or min(self.size) < 32:
+            raise RecipeError(
+                f"Recipe.size must be (height, width) in multiples of 32; got {self.size}. "
+                f"Nearest: ({max(32, round(height / 32) * 32)}, {max(32, round(width / 32) * 32)})."
+            )
+        if self.batch < 1:
+            raise RecipeError(f"Recipe.batch must be at least 1; got {self.batch}.")
+
+    def criterion(self) -> Criterion:
+        """The loss of this recipe: call it with a training forward's outputs and the targets."""
+        return Criterion(losses=self.losses, matcher=self.matcher, share=self.share)
+
+    def build(self, categories: CategoryMap | int | list[str] = 80) -> Detector:
+        """A detector with fresh weights for `categories` (a count, names, or a CategoryMap)."""
+        detector = Detector(self.arch, categories)
+        detector.size = self.size
+        return detector
+
+    def fit_to(
+        self,
+        dataset: Dataset | int,
+        epochs: int | None = None,
+        batch: int | None = None,
+        size: int | tuple[int, int] | None = None,
+    ) -> Recipe:
+        """This recipe for another dataset: give epochs, batch and size, and every coupled number follows.
+
+        `dataset` is a Dataset or its number of training images. Derived: stages, flat part and clean tail of the
+        timeline and its warm-up (never longer than `Timeline.WARMUP_SHARE` of the run), learning rates and EMA for the
+        batch, the mosaic tile for the size. Raises `RecipeError` if the result is impossible.
+        """
+        if not isinstance(dataset, int) and dataset.train is None:
+            raise RecipeError(f"{dataset!r} has no train split to learn from.")
+        images = dataset if isinstance(dataset, int) else len(dataset.train or ())
+        batch = min(batch or self.batch, images)
+        height_width = (size, size) if isinstance(size, int) else (size or self.size)
+        steps = max(images // batch, 1)
+        return replace(
+            self,
+            timeline=self.timeline.scaled_to(epochs or self.timeline.total, steps),
+            optim=self.optim.scaled_to_batch(self.batch, batch),
+            augment=self.augment.scaled_to_size(self.size, height_width),
+            batch=batch,
+            size=height_width,
+        )
+
+
+def diff(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
+    """What changes from recipe `a` to recipe `b`: dotted field -> (value in a, value in b)."""
+
+    def walk(x: Any, y: Any, path: str) -> dict[str, tuple[Any, Any]]:
+        if type(x) is type(y) and dataclasses.is_dataclass(x):
+            found: dict[str, tuple[Any, Any]] = {}
+            for f in dataclasses.fields(x):
+                found |= walk(getattr(x, f.name), getattr(y, f.name), f"{path}.{f.name}".lstrip("."))
+            return found
+        return {} if x == y else {path: (x, y)}
+
+    return walk(a, b, "")
+
+
+def parse(text: str, parts: dict[str, type]) -> Recipe:
+    """Rebuild a recipe from its `repr` without running any code: only calls of the known `parts` with literal arguments.
+
+    Raises `RecipeError` naming the misspelt part or field and its nearest neighbour.
+    """
+
+    def build(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant():
+                return node.value
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+                return -value
+            case ast.Tuple() | ast.List():
+                items = [build(item) for item in node.elts]
+                return tuple(items) if isinstance(node, ast.Tuple) else items
+            case ast.Dict():
+                return {build(k): build(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+            case ast.Name(id="inf"):
+                return float("inf")
+            case ast.Call(func=ast.Name(id=name)):
+                return call(name, node)
+        raise RecipeError(
+            f"A recipe may hold only parts of deimkit and literals; got `{ast.unparse(node)[:80]}` at line {node.lineno}. "
+            "Write the value itself."
+        )
+
+    def call(name: str, node: ast.Call) -> Any:
+        if name not in parts:
+            near = get_close_matches(name, parts, n=1)
+            raise RecipeError(f"Unknown part {name!r} in the recipe." + (f" Did you mean {near[0]!r}?" if near else ""))
+        known = [f.name for f in dataclasses.fields(parts[name])]
+        keywords = {k.arg: build(k.value) for k in node.keywords if k.arg}
+        for key in keywords:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
+                raise RecipeError(f"{name} has no field {key!r}. {hint}")
+        return parts[name](*[build(a) for a in node.args], **keywords)
+
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError as error:
+        raise RecipeError(f"The recipe is not one Python expression (line {error.lineno}: {error.msg}).") from error
+    recipe = build(tree.body)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"Expected a Recipe(...); got {type(recipe).__name__}.")
+    return recipe

@@ -1,0 +1,34 @@
+"""DEIM on a detector small enough to train in minutes on two CPU cores: for the demo, the notebooks and the tests."""
+
+from __future__ import annotations
+
+from deimkit.data.augment import Augment
+from deimkit.losses import MAL
+from deimkit.recipes.archs import dfine_arch
+from deimkit.recipes.dfine import dfine_losses
+from deimkit.recipes.recipe import Recipe
+from deimkit.training.optim import NORMS_AND_BIASES_FREE, Optim
+from deimkit.training.timeline import FlatCosine, Timeline
+
+_ARCH = dfine_arch("tiny")
+
+tiny = Recipe(
+    name="tiny",
+    arch=_ARCH,
+    losses=dfine_losses(MAL(), _ARCH),
+    timeline=Timeline(
+        warm=1,
+        dense=7,
+        augment=11,
+        total=13,
+        lr=FlatCosine(warmup=60, floor=0.1, one_step_late=False),
+        multi_scale_until=0,
+        ema_decay=0.99,
+        ema_ramp=20,
+        steps_per_epoch=50,
+    ),
+    optim=Optim(lr=1e-3, backbone_lr=1e-3, weight_decay=1e-4, groups=NORMS_AND_BIASES_FREE),
+    augment=Augment(tile=96),
+    batch=8,
+    size=(192, 192),
+)

@@ -1,0 +1,45 @@
+"""What this machine offers to a training: its device, its number formats, and its cores."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from deimkit.errors import DeimkitError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the best this machine has. Raises `DeimkitError` if it has no such device."""
+    there = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, count in there.items() if count))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeimkitError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:0', 'mps' ...; got {name!r}.") from error
+    if (device.index or 0) >= there.get(device.type, 0):
+        found = ", ".join(f"{count} {kind}" for kind, count in there.items() if count)
+        raise DeimkitError(
+            f"device={name!r}, but torch {torch.__version__} finds only {found} here. Use device='cpu' or 'auto'."
+        )
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the forward pass: "auto" is bf16 on a GPU that has it, else fp32."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise DeimkitError("precision='fp16' needs a GPU; on a CPU use 'fp32' or 'bf16'.")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def default_workers() -> int:
+    """Loader processes for this machine: all cores but one, at most 8; none where only two cores share the work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if cores <= 2 else min(cores - 1, 8)

@@ -1,0 +1,224 @@
+"""A run is a folder: what was asked, what happened, and what came out; `Run` is only a handle on it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from deimkit.errors import CheckpointError, DeimkitError, RecipeError
+from deimkit.training.claim import HANDOVER, Claim, holder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs to know beside its recipe; saved as `run.json`.
+
+    data: path of the dataset or "synthetic". device: "auto", "cpu", "cuda", "mps". precision: "auto" (bf16 on a GPU
+    that has it, else fp32), "bf16", "fp16", "fp32". accumulate: micro-batches per step. on_problem: "refuse" to train on
+    a dataset with errors, or "skip" what has them. patience: epochs without a better AP before stopping, or None.
+    evaluate_every: epochs between evaluations. save_every: steps between checkpoints within an epoch, or None.
+    """
+
+    data: str
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+    workers: int | None = None
+    accumulate: int = 1
+    on_problem: str = "refuse"
+    patience: int | None = None
+    evaluate_every: int = 1
+    save_every: int | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in {"precision": ("auto", "bf16", "fp16", "fp32"), "on_problem": ("refuse", "skip")}.items():
+            if getattr(self, name) not in known:
+                raise RecipeError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        for name in ("accumulate", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be at least 1; got {getattr(self, name)}.")
+
+    @staticmethod
+    def read(folder: Path) -> Plan:
+        """The plan of a run folder."""
+        values = json.loads((folder / "run.json").read_text())
+        return Plan(**{f.name: values[f.name] for f in fields(Plan) if f.name in values})
+
+    def write(self, folder: Path) -> None:
+        """Save the plan into a run folder."""
+        (folder / "run.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+class Run:
+    """A handle on a run folder; it may be attached to at any time, from any process.
+
+    The folder holds recipe.py, run.json, metrics.jsonl, events.jsonl, checkpoints/last.pt and best.pt, report.html.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "run.json").is_file():
+            raise CheckpointError(
+                f"No run in {self.folder} (no run.json). `deimkit train RECIPE --data D --out {self.folder}` starts one."
+            )
+
+    @classmethod
+    def attach(cls, folder: Path | str) -> Run:
+        """The run that lives in `folder`."""
+        return cls(folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.state})"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best AP, or the newest one where none was evaluated yet."""
+        best = self.folder / "checkpoints" / "best.pt"
+        return best if best.is_file() else self.last
+
+    @property
+    def report(self) -> Path:
+        """The page that sums the run up."""
+        return self.folder / "report.html"
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The rows written so far: kind "step" (every loss term), "epoch" (AP and times), or both."""
+        return [r for r in read_rows(self.folder / "metrics.jsonl") if kind in (None, r.get("kind"))]
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened: started, resumed, skipped, rolled back, dropped, stopped, finished, failed."""
+        return read_rows(self.folder / "events.jsonl")
+
+    @property
+    def state(self) -> str:
+        """The latest event, or "new"."""
+        return str(next((row["event"] for row in reversed(self.events())), "new"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train: the timeline is over, or the AP did not get better any more."""
+        return self.state in ("finished", "early_stop")
+
+    @property
+    def pid(self) -> int | None:
+        """The process that trains this run now, or None."""
+        return holder(self.folder)
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Write down that something happened."""
+        append(self.folder / "events.jsonl", {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **facts})
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """A block that trains this run: no other process may meanwhile, and what ends it early is noted as "failed"."""
+        with Claim(self.folder):
+            try:
+                yield
+            except BaseException as error:
+                with suppress(CheckpointError):  # on a full disk nothing can be noted either
+                    self.note("failed", why=str(error) or type(error).__name__)
+                raise
+
+    def stop(self) -> None:
+        """Ask the training process to save a checkpoint and leave after its current step."""
+        (self.folder / "stop").touch()
+
+    def wait(self, timeout: float | None = None) -> Run:
+        """Return when the training process has ended; raises `DeimkitError` with its last words if it failed."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.pid is not None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise DeimkitError(
+                    f"{self.folder} is still training after {timeout:.0f} s; wait longer or call stop()."
+                )
+            time.sleep(0.2)
+        if not self.finished and self.state != "stopped":
+            raise DeimkitError(f"The run in {self.folder} failed: {self._last_words()}")
+        return self
+
+    def start(self) -> Run:
+        """Train this run (from its last checkpoint, if it has one) in a process of its own that outlives this one."""
+        command = [sys.executable, "-m", "deimkit", "train", "--resume", str(self.folder), "--wait"]
+        with Claim(self.folder) as claim, open(self.folder / "log.txt", "ab") as log:
+            self.note("launched")
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[claim.handle],
+                env={**os.environ, HANDOVER: str(claim.handle)},
+            )
+            claim.name(process.pid)
+        Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie here
+        return self
+
+    def _last_words(self) -> str:
+        """Why the run ended before it should have."""
+        row = self.events()[-1:] or [{}]
+        if row[0].get("event") == "failed":
+            return str(row[0]["why"])
+        log = self.folder / "log.txt"
+        lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+        words = next((line for line in reversed(lines) if line.strip()), "its process left no word")
+        return f"{words} (killed? `resume` continues from the last checkpoint)"
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a JSONL file; a number that is not finite is written as null. Raises `CheckpointError`."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(row), allow_nan=False) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"Could not write {path} ({error}). Free some space, then resume.") from error
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's types: paths as text, and null for a number that is not finite."""
+    match value:
+        case dict():
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case bool() | int() | str() | None:
+            return value
+        case Path():
+            return str(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    *whole, rest = path.read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in whole if line]
+    with suppress(json.JSONDecodeError):
+        rows += [json.loads(rest)] if rest else []
+    return rows
+
+
+def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Leave only the `wanted` rows of a JSONL file, and no line that a crash cut short."""
+    if path.is_file():
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in read_rows(path) if wanted(row)), encoding="utf-8")
+        os.replace(partial, path)

@@ -536,3 +536,13 @@ def test_padding_of_even_kernels_keeps_the_size() -> None:
     stem = hgnetv2("tiny").build().stem
     assert stem(x).shape == (1, 16, 16, 16)
     assert F.pad(x, (0, 1, 0, 1)).shape == (1, 3, 65, 65)
+
+
+def test_a_frozen_backbone_keeps_its_stem_and_its_statistics() -> None:
+    net = hgnetv2("tiny", frozen=True).build().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    sum(x.sum() for x in net(torch.rand(2, 3, 64, 64))).backward()
+    learns = {name for name, p in net.named_parameters() if p.grad is not None}
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())  # statistics too
+    assert learns and not any(name.startswith("stem.") or ".bn." in name for name in learns)
+    assert "stages.1.blocks.0.layers.0.conv.weight" in learns

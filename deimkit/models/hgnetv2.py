@@ -16,7 +16,9 @@ class HGNetV2:
 
     stem: (middle, output) channels of the stem. mid, out, blocks: per stage, the channels inside a block and after it,
     and how many blocks. layers: convolutions per block. lab: a learnable scale and bias after every activation.
-    levels: which stages (0-3) are handed on. Source: PaddleClas PP-HGNetV2; D-FINE, appendix.
+    levels: which stages (0-3) are handed on. frozen: the stem and all batch norms keep their weights and statistics, as
+    plain D-FINE-L and X train from ImageNet weights (DEIM freezes nothing). Source: PaddleClas PP-HGNetV2; D-FINE,
+    appendix.
     """
 
     stem: tuple[int, int]
@@ -26,6 +28,7 @@ class HGNetV2:
     layers: int
     lab: bool = False
     levels: tuple[int, ...] = (1, 2, 3)
+    frozen: bool = False
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -57,6 +60,16 @@ class HGNet(nn.Module):
             )
             for i in range(4)
         )  # fmt: skip
+        self.fixed = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)] if spec.frozen else []
+        for module in [self.stem, *self.fixed] if spec.frozen else []:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> HGNet:
+        """Training mode, in which frozen batch norms stay as in evaluation."""
+        super().train(mode)
+        for norm in self.fixed:
+            norm.eval()
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x, maps = self.stem(images), []

@@ -40,13 +40,16 @@ def hgnetv2(name: str, **changes: Any) -> HGNetV2:
     return HGNetV2(**{"stem": stem, "mid": mid, "out": out, "blocks": blocks, "layers": layers, "lab": lab, **changes})
 
 
-def dfine_arch(size: str, activation: str = "silu") -> Arch:
-    """D-FINE of size n, s, m, l, x, or tiny; "silu" as trained with DEIM, "relu" as published by D-FINE itself."""
+def dfine_arch(size: str, activation: str = "silu", frozen: bool = False) -> Arch:
+    """D-FINE of size n, s, m, l, x, or tiny; "silu" as trained with DEIM, "relu" as published by D-FINE itself.
+
+    frozen: see `HGNetV2`.
+    """
     if size not in DFINES:
         raise RecipeError(f"D-FINE comes in the sizes {', '.join(DFINES)}; got {size!r}.")
     net, levels, width, ffn, fusion, layers, inner, inner_ffn, points, queries, denoise, scale = DFINES[size]
     return Arch(
-        backbone=hgnetv2(net, levels=levels),
+        backbone=hgnetv2(net, levels=levels, frozen=frozen),
         encoder=Hybrid(width, ffn, fusion),
         decoder=Decoder(layers, inner, inner_ffn, points),
         queries=TopK(queries),

@@ -33,7 +33,7 @@ def dfine_losses(classification: Any, arch: Arch) -> tuple[Any, ...]:
 def dfine(size: str) -> Recipe:
     """D-FINE of size n, s, m, l or x."""
     name = f"dfine_{size}"
-    training, arch = TRAINING[name], dfine_arch(size, activation="relu")
+    training, arch = TRAINING[name], dfine_arch(size, activation="relu", frozen=size in "lx")
     return Recipe(
         name=name,
         arch=arch,

@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 demo: setup  ## train the tiny recipe on synthetic scenes, evaluate it, write the report
-	$(BIN)/python -m deimkit train tiny --data synthetic --out runs/demo --wait
+	$(BIN)/python -m deimkit train tiny --data synthetic --out runs/demo-$$(date +%Y%m%d-%H%M%S) --wait
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

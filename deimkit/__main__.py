@@ -10,6 +10,9 @@ from typing import Any
 
 import deimkit as dk
 from deimkit.errors import DeimkitError
+from deimkit.training.run import plain
+
+INTERRUPTED = 130  # the exit status of a program that was interrupted, as shells know it
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,13 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
     sub.add_argument("--patience", type=int, help="stop after so many epochs without a better AP")
     sub.add_argument("--evaluate-every", type=int, default=1, metavar="EPOCHS")
+    sub.add_argument("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch too")
     sub.add_argument("--on-problem", default="refuse", choices=("refuse", "skip"), help="images the doctor finds wrong")
 
     sub = command("eval", run_eval, "measure a run or a checkpoint on a dataset: COCO's twelve numbers, and per class")
     sub.add_argument(
         "what", metavar="RUN", help="a run's folder, a .pt, a Hugging Face folder, or a recipe with --weights"
     )
-    sub.add_argument("--data", required=True)
+    sub.add_argument("--data", required=True, help="a dataset's folder or file, or synthetic")
     sub.add_argument("--split", default="val", choices=("train", "val", "test"))
     sub.add_argument("--weights", help="a published file, when RUN is a recipe's name")
     sub.add_argument("--size", type=int, nargs="+")
@@ -61,10 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--backend", default="fast", choices=("fast", "pycocotools"))
 
     sub = command("predict", run_predict, "find objects in images, a folder or a video")
-    sub.add_argument("what", metavar="RUN", help="a run's folder, a .pt or a Hugging Face folder")
-    sub.add_argument("images", nargs="+")
-    sub.add_argument("--threshold", type=float, default=0.5)
+    sub.add_argument(
+        "what", metavar="RUN", help="a run's folder, a .pt, a Hugging Face folder, or a recipe with --weights"
+    )
+    sub.add_argument("images", nargs="+", help="images, folders, or videos")
+    sub.add_argument("--threshold", type=float, default=0.5, help="the least score, in [0, 1]")
     sub.add_argument("--out", help="folder for the drawn images")
+    sub.add_argument("--weights", help="a published file, when RUN is a recipe's name")
+    sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
     sub.add_argument("--device", default="auto")
 
     sub = command("doctor", run_doctor, "list what is wrong with a dataset, with the remedy")
@@ -114,14 +122,16 @@ def run_train(args: argparse.Namespace) -> tuple[int, Any]:
             accumulate=args.accumulate,
             patience=args.patience,
             evaluate_every=args.evaluate_every,
+            save_every=args.save_every,
             on_problem=args.on_problem,
         )
-    epochs = run.metrics("epoch")
-    best = max(epochs, key=lambda row: row["AP"]) if epochs else {}
-    if args.wait and best:
+    best = max(run.metrics("epoch"), key=lambda row: row["AP"] or 0, default={})
+    if not args.wait:
+        print(f"training in {run.folder}; its output is in {run.folder / 'log.txt'}")
+    elif best:
         print(table(best))
         print(f"report: {run.report}")
-    return 0, {"run": str(run.folder), "report": str(run.report), **numbers(best)}
+    return 0, {"run": run.folder, "state": run.state, "report": run.report, **numbers(best)}
 
 
 def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
@@ -129,23 +139,23 @@ def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
     split = getattr(dk.Dataset.open(args.data), args.split)
     if split is None:
         raise DeimkitError(f"{args.data} has no {args.split} split.")
-    detector = dk.load(args.what, weights=args.weights) if args.weights else dk.load(args.what)
-    from deimkit.training.trainer import pick_device
-
-    detector.to(pick_device(args.device))
-    result = dk.evaluate(detector, split, size=pair(args.size), batch=args.batch, backend=args.backend)
+    detector = dk.load(args.what, weights=args.weights)
+    result = dk.evaluate(
+        detector, split, size=pair(args.size), batch=args.batch, device=args.device, backend=args.backend
+    )
     print(table(result))
     return 0, result
 
 
 def run_predict(args: argparse.Namespace) -> tuple[int, Any]:
     """Detect, print the objects, and draw them if asked."""
-    from deimkit.training.trainer import pick_device
+    from deimkit.models.predict import predict
+    from deimkit.training.machine import pick_device
 
-    detector = dk.load(args.what).to(pick_device(args.device))
+    detector = dk.load(args.what, weights=args.weights).to(pick_device(args.device))
     rows = []
     for source in args.images:
-        found = detector.predict(source, threshold=args.threshold)
+        found = predict(detector, source, threshold=args.threshold, size=pair(args.size))
         for index, detections in enumerate([found] if isinstance(found, dk.Detections) else found):
             name = str(detections.image) if isinstance(detections.image, (str, Path)) else f"{source}#{index}"
             print(f"{name}: {len(detections)} objects")
@@ -188,13 +198,19 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """COCO's numbers and the classes as aligned text."""
-    head = "  ".join(f"{k} {v:.3f}" for k, v in numbers(result).items())
+    head = "  ".join(f"{name} {number(value)}" for name, value in numbers(result).items())
     classes = result.get("per_class", {})
-    wide = max([len(name) for name in classes] or [0])
+    wide = max(map(len, classes), default=0)
     lines = [
-        f"  {name:<{wide}}  AP {c['AP']:.3f}  AP50 {c['AP50']:.3f}  boxes {c['count']}" for name, c in classes.items()
+        f"  {name:<{wide}}  AP {number(c['AP'])}  AP50 {number(c['AP50'])}  boxes {c['count']}"
+        for name, c in classes.items()
     ]
     return "\n".join([head, *lines])
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash where there was nothing to measure."""
+    return "-" if value is None or value != value else f"{value:.3f}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -202,13 +218,14 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         status, result = args.run(args)
-    except DeimkitError as error:
-        if args.json:
-            print(json.dumps({"error": str(error)}))
+    except (DeimkitError, OSError) as error:
+        status, result = 1, {"error": str(error)}
         print(f"deimkit {args.command}: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        status, result = INTERRUPTED, {"error": "interrupted"}
+        print(f"deimkit {args.command}: interrupted", file=sys.stderr)
     if args.json:
-        print(json.dumps(result, default=str))
+        print(json.dumps(plain(result), allow_nan=False))
     return status
 
 

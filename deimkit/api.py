@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,14 @@ from deimkit import recipes
 from deimkit.data.dataset import CategoryMap, Dataset, Split
 from deimkit.errors import CheckpointError, DeimkitError, RecipeError
 from deimkit.evaluation.measure import measure
+from deimkit.evaluation.report import report_run
 from deimkit.models.detector import Detector
-from deimkit.recipes.recipe import Recipe
+from deimkit.recipes.recipe import Recipe, as_size
 from deimkit.training import checkpoint
+from deimkit.training.machine import pick_device, pick_precision
 from deimkit.training.progress import Progress, Silent
 from deimkit.training.run import Plan, Run
-from deimkit.training.trainer import Trainer, pick_device
+from deimkit.training.trainer import Trainer, usable
 
 
 def build(recipe: str | Recipe, categories: int | list[str] | CategoryMap = 80) -> Detector:
@@ -23,26 +27,32 @@ def build(recipe: str | Recipe, categories: int | list[str] | CategoryMap = 80) 
 
 
 def load(
-    source: str | Path | Run,
+    source: str | Path | Recipe | Run,
     weights: str | Path | None = None,
     categories: int | list[str] | CategoryMap | None = None,
     replace_head: bool = False,
 ) -> Detector:
     """A trained detector, ready to predict.
 
-    source: a run, its folder, a checkpoint (.pt) of deimkit, a Hugging Face D-FINE folder; or a recipe's name, with
-    `weights` the published .pth, .safetensors or Hugging Face folder to fill it with. categories: the classes to
-    detect, by default those of the source (COCO's 80 where a published file does not say). A head for other classes
-    is an error unless `replace_head`. Raises `CheckpointError`.
+    source: a run, its folder, a checkpoint (.pt) of deimkit, a Hugging Face D-FINE folder; or a recipe or its name,
+    with `weights` the published .pth, .safetensors or Hugging Face folder to fill it with. categories: the classes to
+    detect, with `weights` only; by default those of the file (COCO's 80 where a published one does not say). A head for
+    other classes is an error unless `replace_head`. Raises `CheckpointError`.
     """
     if weights is not None:
-        from deimkit.weights import default_categories, load_weights
-
-        detector = as_recipe(str(source)).build(CategoryMap.of(categories or default_categories(weights)))
-        load_weights(detector, weights, replace_head=replace_head)
-        return detector.eval()
+        return _filled(as_recipe(source), weights, categories, replace_head)
+    if categories is not None or replace_head:
+        raise CheckpointError(
+            f"{source} says itself which classes it detects. To change them, load(recipe, weights={str(source)!r}, "
+            "categories=...)."
+        )
     if isinstance(source, Run):
         return from_checkpoint(source.best)
+    if isinstance(source, Recipe) or source in recipes.names():
+        name = source.name if isinstance(source, Recipe) else source
+        raise CheckpointError(
+            f"load({name!r}) needs weights=PATH of a trained file; `deimkit.build({name!r})` gives fresh weights."
+        )
     path = Path(source)
     if (path / "run.json").is_file():
         return from_checkpoint(Run(path).best)
@@ -52,12 +62,9 @@ def load(
         return load_hf(path).eval()
     if path.is_file():
         return from_checkpoint(path)
-    if str(source) in recipes.names():
-        raise CheckpointError(
-            f"load({str(source)!r}) needs weights=PATH of a trained file; `deimkit.build({str(source)!r})` gives fresh weights."
-        )
     raise CheckpointError(
-        f"Nothing to load at {source}: expected a run folder, a .pt file, a Hugging Face folder, or a recipe's name with weights=."
+        f"Nothing to load at {source}: expected a run folder, a .pt file, a Hugging Face folder, or a recipe's name "
+        "with weights=."
     )
 
 
@@ -80,51 +87,52 @@ def train(
     seed: int = 0,
     wait: bool = True,
     progress: bool = True,
+    weights: str | Path | Run | None = None,
     **plan: Any,
 ) -> Run:
     """Train `recipe` on `data` into the folder `out`, and return the run.
 
     epochs, batch (total per step) and size (pixels, a multiple of 32) default to the recipe's; everything coupled to
-    them follows (`Recipe.fit_to`). wait=False trains in a process of its own and returns at once. Further options
-    are the fields of `Plan`: precision, workers, accumulate, on_problem, patience, evaluate_every, save_every, weights.
-    Raises `DataError`, `RecipeError`; a folder that already holds a run is refused: `resume(out)` continues it.
+    them follows (`Recipe.fit_to`). wait=False trains in a process of its own and returns at once. weights: what to
+    start from, a run, a checkpoint, a published file or a Hugging Face folder; its head is mapped by class name.
+    Further options are the fields of `Plan`: precision, workers, accumulate, on_problem, patience, evaluate_every,
+    save_every. Raises `DataError`, `RecipeError`, `CheckpointError`, and nothing is written then; a folder that
+    already holds a trained run is refused: `resume(out)` continues it.
     """
     folder = Path(out)
-    if (folder / "run.json").exists():
-        raise DeimkitError(
-            f"{folder} already holds a run. Continue it with resume({str(folder)!r}), or choose another folder."
-        )
-    recipe = as_recipe(recipe)
+    refuse_used(folder)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    try:
-        plan_ = Plan(data=str(dataset.source), device=device, seed=seed, **plan)
-    except TypeError as error:
-        raise RecipeError(
-            f"{str(error).split(') ')[-1].capitalize()}. train also takes: {', '.join(Plan.__dataclass_fields__)}."
-        ) from error
-    fitted = recipe.fit_to(dataset, epochs=epochs, batch=batch, size=size)
-    pick_device(device)
+    planned = make_plan(
+        data=str(dataset.source), device=device, seed=seed, weights=weights and weight_file(weights), **plan
+    )
+    pick_precision(planned.precision, pick_device(device))
+    fitted = as_recipe(recipe).fit_to(usable(dataset, planned.on_problem), epochs=epochs, batch=batch, size=size)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.py").write_text(recipes.to_python(fitted))
-    plan_.write(folder)
+    (folder / "recipe.py").write_text(recipes.to_python(fitted), encoding="utf-8")
+    planned.write(folder)
     return resume(folder, wait=wait, progress=progress, dataset=dataset if wait else None)
 
 
-def resume(folder: str | Path, wait: bool = True, progress: bool = True, dataset: Dataset | None = None) -> Run:
-    """Continue the run in `folder` from its last checkpoint, exactly as if it had never stopped."""
-    run = Run(folder)
+def resume(folder: str | Path | Run, wait: bool = True, progress: bool = True, dataset: Dataset | None = None) -> Run:
+    """Continue the run in `folder` from its last checkpoint, exactly as if it had never stopped.
+
+    A finished run is left as it is. dataset: the one of the run, where it is open already.
+    """
+    run = folder if isinstance(folder, Run) else Run(folder)
+    shown = Progress() if progress else Silent()
+    if run.finished and run.pid is None:
+        shown.line(f"{run.folder} is finished: nothing is left to train.")
+        return run
     if not wait:
         return run.start()
-    plan = Plan.read(run.folder)
-    recipe = recipes.parse((run.folder / "recipe.py").read_text())
-    dataset = dataset or Dataset.open(plan.data)
-    shown = Progress() if progress else Silent()
-    for note in dataset.notes:
-        shown.line(note)
-    Trainer(recipe, plan, dataset, run.folder, shown).fit()
-    from deimkit.evaluation.report import report_run
-
-    report_run(run, dataset)
+    with run.training():
+        recipe = recipes.parse((run.folder / "recipe.py").read_text(encoding="utf-8"))
+        plan = Plan.read(run.folder)
+        dataset = dataset or Dataset.open(plan.data)
+        for note in dataset.notes:
+            shown.line(note)
+        Trainer(recipe, plan, dataset, run.folder, shown).fit()
+        report_run(run, dataset)
     return run
 
 
@@ -133,16 +141,63 @@ def evaluate(
     split: Split,
     size: int | tuple[int, int] | None = None,
     batch: int = 8,
-    device: str = "auto",
+    device: str | None = None,
     backend: str = "fast",
 ) -> dict[str, Any]:
-    """COCO's twelve numbers of a run, a detector or a file on `split`, and per class: {"AP": ..., "per_class": {...}}."""
-    detector = what if isinstance(what, Detector) else load(what)
-    where = next(detector.parameters()).device if isinstance(what, Detector) else pick_device(device)
-    height_width = (size, size) if isinstance(size, int) else size
-    return measure(detector.to(where), split, size=height_width, batch=batch, device=where, backend=backend)
+    """COCO's twelve numbers of a run, a detector or a file on `split`, and per class: {"AP": ..., "per_class": {...}}.
+
+    device: by default where a detector is, and the best of this machine for everything else.
+    """
+    detector = what if isinstance(what, Detector) else load(what).to(pick_device(device or "auto"))
+    if device is not None:
+        detector.to(pick_device(device))
+    return measure(detector, split, size=None if size is None else as_size(size), batch=batch, backend=backend)
 
 
-def as_recipe(recipe: str | Recipe) -> Recipe:
+def as_recipe(recipe: Any) -> Recipe:
     """The recipe itself, or the one of that name."""
-    return recipe if isinstance(recipe, Recipe) else recipes.get(recipe)
+    return recipe if isinstance(recipe, Recipe) else recipes.get(str(recipe))
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise `DeimkitError` if the folder holds a run that has trained or is training."""
+    if (folder / "run.json").is_file() and (Run(folder).last.is_file() or Run(folder).pid is not None):
+        raise DeimkitError(
+            f"{folder} already holds a run. Continue it with resume({str(folder)!r}), on the command line "
+            f"`deimkit train --resume {folder}`, or choose another folder."
+        )
+
+
+def make_plan(**options: Any) -> Plan:
+    """The plan with these options; `RecipeError` names one that does not exist and its nearest neighbour."""
+    known = [field.name for field in fields(Plan)]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(known)}."
+            raise RecipeError(f"train has no option {name!r}. {hint}")
+    return Plan(**options)
+
+
+def weight_file(source: str | Path | Run) -> str:
+    """Where the weights of a run, a run folder, a file or a Hugging Face folder lie; `CheckpointError` if nowhere."""
+    path = source.best if isinstance(source, Run) else Path(source).expanduser()
+    path = Run(path).best if (path / "run.json").is_file() else path
+    if not path.exists():
+        raise CheckpointError(f"No weights at {path}: expected a run, a checkpoint, a .pth, .safetensors or a folder.")
+    return str(path.absolute())
+
+
+def _filled(
+    recipe: Recipe,
+    weights: str | Path,
+    categories: int | list[str] | CategoryMap | None,
+    replace_head: bool,
+) -> Detector:
+    """A detector of `recipe` with the weights of a file, for its classes or for others."""
+    from deimkit.weights import default_categories, load_weights, read
+
+    state = read(weights)
+    detector = recipe.build(default_categories(state) if categories is None else CategoryMap.of(categories))
+    load_weights(detector, state, replace_head=replace_head)
+    return detector.eval()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from deimkit.data.dataset import Split
+from deimkit.data.dataset import CategoryMap, Split
 from deimkit.data.loader import Loader
+from deimkit.errors import DataError
 from deimkit.evaluation.coco import Evaluator
 from deimkit.models.detector import Detector
 from deimkit.models.postprocess import select
+from deimkit.models.predict import predicting
+from deimkit.structures import Detections
 
 
-@torch.inference_mode()
 def measure(
     detector: Detector,
     split: Split,
@@ -28,24 +31,58 @@ def measure(
     """COCO's twelve numbers of `detector` on `split`, and per class; see `deimkit.evaluation.coco.evaluate`.
 
     size: (height, width) that images are resized to, by default the detector's. batch: images at a time.
-    note: called with a remark such as "evaluating 40/100". The detector is left in the mode it was in.
+    note: called with a remark such as "evaluating 40/100". Classes are matched by name (`common_classes`).
+    Every module of the detector is left in the mode it was in. Raises `DataError`.
     """
     device = torch.device(device) if device is not None else next(detector.parameters()).device
+    classes = common_classes(detector.categories, split.categories)
     loader = Loader(split, batch=batch, size=size or detector.size, workers=workers, shuffle=False, drop_last=False)
     evaluator = Evaluator(split)
-    training = detector.training
-    detector.eval()
+    seen = 0
     try:
-        seen = 0
         for shown in loader.epoch(0):
             shown = shown.to(device).finish()
-            found = select(detector(shown.images), shown.sizes, detector.categories)
+            with predicting(detector):
+                found = select(detector(shown.images), shown.sizes, detector.categories)
             for detections in found:
-                evaluator.add(seen, detections)
+                evaluator.add(seen, detections if classes is None else relabelled(detections, classes))
                 seen += 1
             if note is not None:
                 note(f"evaluating {seen}/{len(split)}")
     finally:
-        detector.train(training)
         loader.close()
     return evaluator.result(backend)
+
+
+def common_classes(ours: CategoryMap, theirs: CategoryMap) -> torch.Tensor | None:
+    """For each class of a detector (C,) its index in a split, -1 where the split has none; None if all are in place.
+
+    Names decide; classes that were only counted ("class 0", "class 1", ...) are taken to be in the split's order.
+    Raises `DataError` if the two have nothing in common.
+    """
+    counted = CategoryMap.of(len(ours)).names
+    if ours.names == theirs.names or (len(ours) == len(theirs) and counted in (ours.names, theirs.names)):
+        return None
+    index = {name: i for i, name in enumerate(theirs.names)}
+    classes = torch.tensor([index.get(name, -1) for name in ours.names])
+    if (classes < 0).all():
+        raise DataError(
+            f"The detector knows {len(ours)} classes ({', '.join(ours.names[:4])}, ...), the split has {len(theirs)} "
+            f"({', '.join(theirs.names[:4])}, ...), and none is in both. Measure it on a dataset of its own classes, "
+            "or train it on this one with weights=."
+        )
+    return classes
+
+
+def relabelled(detections: Detections, classes: torch.Tensor) -> Detections:
+    """The detections with the labels that `classes` (C,) has for theirs, without those for which it has -1."""
+    labels = classes[detections.labels]
+    known = labels >= 0
+    return replace(
+        detections,
+        boxes=detections.boxes[known],
+        scores=detections.scores[known],
+        labels=labels[known],
+        names=[],
+        ids=[],
+    )

@@ -98,12 +98,12 @@ class Detector(nn.Module):
         return [group(targets, images) for group in self.groups]
 
     def predict(
-        self, source: Any, threshold: float = 0.5, batch: int = 8
+        self, source: Any, threshold: float = 0.5, batch: int = 8, size: int | tuple[int, int] | None = None
     ) -> Detections | list[Detections] | Iterator[Detections]:
         """The objects in a picture, in many, or in every frame of a video: see `deimkit.models.predict.predict`."""
         from deimkit.models.predict import predict
 
-        return predict(self, source, threshold=threshold, batch=batch)
+        return predict(self, source, threshold=threshold, batch=batch, size=size)
 
     def deploy(self, fold_all: bool = False) -> Detector:
         """A copy that only predicts, and faster: batch norms folded, twin convolutions merged, unused heads gone.

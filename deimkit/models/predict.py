@@ -99,14 +99,14 @@ def _stream(
     with ThreadPoolExecutor(min(4, batch)) as pool:  # decoding and resizing release Python's lock
         while chunk := list(islice(rest, batch)):
             images, sizes = zip(*pool.map(load, chunk), strict=True)
-            with _predicting(detector):
+            with predicting(detector):
                 preds = detector(torch.stack(images).to(like.device).to(like.dtype).div_(255))
             for picture, found in zip(chunk, select(preds, torch.tensor(sizes), detector.categories), strict=True):
                 yield replace(found.above(threshold), image=picture)
 
 
 @contextmanager
-def _predicting(detector: Any) -> Iterator[None]:
+def predicting(detector: Any) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for module in detector.modules()] if isinstance(detector, nn.Module) else []
     detector.eval()

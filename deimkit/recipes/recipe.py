@@ -1,4 +1,4 @@
-"""A recipe is one frozen value that says everything about a training; the diff of two recipes is a paper's list of changes."""
+"""A recipe is one frozen value that says everything about a training; the diff of two is a paper's list of changes."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ class Paper:
 class Recipe:
     """Everything a training needs but the data: the parts of the detector, its supervision, and its clock.
 
-    share: box losses follow the union of the layers' matches (GO-LSD). return_to_best: the clean stage starts from the best
-    checkpoint (`BestTracker`). batch is the total over devices and accumulation steps; size is (height, width), multiples of 32.
-    A misspelt field is a `TypeError` where it is typed, and `repr(recipe)` is Python that `parse` rebuilds it from.
+    share: box losses follow the union of the layers' matches (GO-LSD). return_to_best: the clean stage starts from the
+    best checkpoint (`BestTracker`). batch: images per step, over all devices and micro-batches. size: (height, width),
+    multiples of 32. A misspelt field is a `TypeError` where it is typed, and its `repr` is Python from which `parse`
+    rebuilds it.
     """
 
     name: str
@@ -63,12 +64,7 @@ class Recipe:
     paper: Paper | None = None
 
     def __post_init__(self) -> None:
-        height, width = self.size
-        if height % 32 or width % 32 or min(self.size) < 32:
-            raise RecipeError(
-                f"Recipe.size must be (height, width) in multiples of 32; got {self.size}. "
-                f"Nearest: ({max(32, round(height / 32) * 32)}, {max(32, round(width / 32) * 32)})."
-            )
+        as_size(self.size)
         if self.batch < 1:
             raise RecipeError(f"Recipe.batch must be at least 1; got {self.batch}.")
 
@@ -98,17 +94,34 @@ class Recipe:
         if not isinstance(dataset, int) and dataset.train is None:
             raise RecipeError(f"{dataset!r} has no train split to learn from.")
         images = dataset if isinstance(dataset, int) else len(dataset.train or ())
-        batch = min(batch or self.batch, images)
-        height_width = (size, size) if isinstance(size, int) else (size or self.size)
+        batch = min(self.batch if batch is None else batch, images)
+        epochs = self.timeline.total if epochs is None else epochs
+        if batch < 1 or epochs < 1:
+            raise RecipeError(
+                f"Expected at least one image, one epoch and a batch of one; got {images} image(s), epochs={epochs}, "
+                f"batch={batch}."
+            )
+        height_width = self.size if size is None else as_size(size)
         steps = max(images // batch, 1)
         return replace(
             self,
-            timeline=self.timeline.scaled_to(epochs or self.timeline.total, steps),
+            timeline=self.timeline.scaled_to(epochs, steps),
             optim=self.optim.scaled_to_batch(self.batch, batch),
             augment=self.augment.scaled_to_size(self.size, height_width),
             batch=batch,
             size=height_width,
         )
+
+
+def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """One side in pixels, or (height, width), as (height, width); `RecipeError` unless both are multiples of 32."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if height % 32 or width % 32 or min(height, width) < 32:
+        raise RecipeError(
+            f"A size must be (height, width) in multiples of 32; got {height} x {width}. "
+            f"Nearest: ({max(32, round(height / 32) * 32)}, {max(32, round(width / 32) * 32)})."
+        )
+    return height, width
 
 
 def diff(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -126,7 +139,7 @@ def diff(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def parse(text: str, parts: dict[str, type]) -> Recipe:
-    """Rebuild a recipe from its `repr` without running any code: only calls of the known `parts` with literal arguments.
+    """Rebuild a recipe from its `repr` without running code: only calls of the known `parts` with literal arguments.
 
     Raises `RecipeError` naming the misspelt part or field and its nearest neighbour.
     """
@@ -140,15 +153,13 @@ def parse(text: str, parts: dict[str, type]) -> Recipe:
             case ast.Tuple() | ast.List():
                 items = [build(item) for item in node.elts]
                 return tuple(items) if isinstance(node, ast.Tuple) else items
-            case ast.Dict():
-                return {build(k): build(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
             case ast.Name(id="inf"):
                 return float("inf")
             case ast.Call(func=ast.Name(id=name)):
                 return call(name, node)
         raise RecipeError(
-            f"A recipe may hold only parts of deimkit and literals; got `{ast.unparse(node)[:80]}` at line {node.lineno}. "
-            "Write the value itself."
+            "A recipe may hold only parts of deimkit and literals; "
+            f"got `{ast.unparse(node)[:80]}` at line {node.lineno}. Write the value itself."
         )
 
     def call(name: str, node: ast.Call) -> Any:
@@ -156,18 +167,26 @@ def parse(text: str, parts: dict[str, type]) -> Recipe:
             near = get_close_matches(name, parts, n=1)
             raise RecipeError(f"Unknown part {name!r} in the recipe." + (f" Did you mean {near[0]!r}?" if near else ""))
         known = [f.name for f in dataclasses.fields(parts[name])]
-        keywords = {k.arg: build(k.value) for k in node.keywords if k.arg}
+        keywords = {str(k.arg or "**"): build(k.value) for k in node.keywords}
         for key in keywords:
             if key not in known:
                 near = get_close_matches(key, known, n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
                 raise RecipeError(f"{name} has no field {key!r}. {hint}")
-        return parts[name](*[build(a) for a in node.args], **keywords)
+        values = [build(value) for value in node.args]
+        try:
+            return parts[name](*values, **keywords)
+        except RecipeError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{name} at line {node.lineno} of the recipe cannot be built: {error}.") from error
 
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
-        raise RecipeError(f"The recipe is not one Python expression (line {error.lineno}: {error.msg}).") from error
+        raise RecipeError(
+            f"The recipe must be one Python expression, Recipe(...); line {error.lineno}: {error.msg}."
+        ) from error
     recipe = build(tree.body)
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"Expected a Recipe(...); got {type(recipe).__name__}.")

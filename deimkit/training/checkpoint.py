@@ -19,8 +19,8 @@ FORMAT = 1
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values) to `path` so that `path` always holds a complete checkpoint.
 
-    The bytes go to a neighbouring file, reach the disk, and then take the name in one atomic step. When the disk is full
-    or the write fails, `CheckpointError` says so and the previous checkpoint is untouched.
+    The bytes go to a neighbouring file, reach the disk, and then take the name in one atomic step. When the disk is
+    full or the write fails, `CheckpointError` says so and the previous checkpoint is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -1,4 +1,4 @@
-"""Who trains a run: one process at a time, by a lock that the system takes back when the process ends, however it ends."""
+"""Who trains a run: one process at a time, by a lock that ends with the process, however it ends."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
-        self.live = self.stream.isatty() or "ipykernel" in sys.modules
+        self.live = self.stream.isatty() or (stream is None and "ipykernel" in sys.modules)
         self.started = time.monotonic()
         self.shown = 0.0
         self.width = 0

@@ -24,9 +24,10 @@ class Plan:
     """What a run needs to know beside its recipe; saved as `run.json`.
 
     data: path of the dataset or "synthetic". device: "auto", "cpu", "cuda", "mps". precision: "auto" (bf16 on a GPU
-    that has it, else fp32), "bf16", "fp16", "fp32". accumulate: micro-batches per step. on_problem: "refuse" to train on
-    a dataset with errors, or "skip" what has them. patience: epochs without a better AP before stopping, or None.
-    evaluate_every: epochs between evaluations. save_every: steps between checkpoints within an epoch, or None.
+    that has it, else fp32), "bf16", "fp16", "fp32". workers: loader processes, or None for what suits the machine.
+    accumulate: micro-batches per step. on_problem: "refuse" to train on a dataset with errors, or "skip" the images
+    that have them. patience: epochs without a better AP before stopping, or None. evaluate_every: epochs between
+    evaluations. save_every: steps between checkpoints within an epoch, or None. weights: a file to start from, or None.
     """
 
     data: str
@@ -45,9 +46,10 @@ class Plan:
         for name, known in {"precision": ("auto", "bf16", "fp16", "fp32"), "on_problem": ("refuse", "skip")}.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
-        for name in ("accumulate", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        for name in ("accumulate", "evaluate_every", "patience", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} must be at least 1; got {value}.")
 
     @staticmethod
     def read(folder: Path) -> Plan:
@@ -70,7 +72,8 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "run.json").is_file():
             raise CheckpointError(
-                f"No run in {self.folder} (no run.json). `deimkit train RECIPE --data D --out {self.folder}` starts one."
+                f"No run in {self.folder} (no run.json). "
+                f"`deimkit train RECIPE --data DATA --out {self.folder}` starts one."
             )
 
     @classmethod
@@ -206,13 +209,11 @@ def plain(value: Any) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line cut short by a crash is left out."""
-    if not path.is_file():
-        return []
-    *whole, rest = path.read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in whole if line]
-    with suppress(json.JSONDecodeError):
-        rows += [json.loads(rest)] if rest else []
+    """Rows of a JSONL file; a line that a crash cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
     return rows
 
 

@@ -1,8 +1,7 @@
-"""The step and the epoch: a batch becomes outputs, outputs become losses, losses become a step, epochs become a detector."""
+"""The step and the epoch: a batch becomes outputs, outputs become losses, losses a step, epochs a detector."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -10,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,26 +17,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deimkit.data.dataset import CategoryMap, Dataset, Split
+from deimkit.data.dataset import Dataset, Split
 from deimkit.data.loader import Loader
+from deimkit.data.problems import Id
 from deimkit.errors import DataError, DeimkitError, NonFiniteError
 from deimkit.models.detector import Detector
 from deimkit.structures import Batch, Targets
 from deimkit.training import checkpoint
+from deimkit.training.machine import default_workers, pick_device, pick_precision
 from deimkit.training.optim import EMA
 from deimkit.training.progress import Progress
-from deimkit.training.run import Plan, Run, read_rows
+from deimkit.training.run import Plan, Run, append, keep_rows
 from deimkit.training.timeline import BestTracker
 
 SKIPS = 5  # non-finite steps in a row before the run goes back to its last checkpoint
 ROLLBACKS = 2  # times it goes back before it stops
+POSITION = ("epoch", "step_in_epoch", "global_step", "best_epoch", "skips", "rollbacks")
 
 
 class Trainer:
     """Trains the run in `folder`, from its last checkpoint if it has one.
 
     recipe: what to train. plan: how. dataset: its train split is learned, its val split is measured after every epoch.
-    `fit` returns the Run; raises `DataError` for a dataset with errors, `NonFiniteError` when a loss stays non-finite.
+    `fit` returns the Run. Raises `DataError` for a dataset with errors, `NonFiniteError` when a loss stays non-finite;
+    whatever ends a training, it goes on from the last checkpoint as if nothing had happened.
     """
 
     def __init__(
@@ -48,158 +51,236 @@ class Trainer:
         self.progress = progress or Progress()
         self.device = pick_device(plan.device)
         self.precision = pick_precision(plan.precision, self.device)
-        if dataset.train is None:
-            raise DataError(f"{dataset!r} has no train split to learn from.")
-        self.train = usable(dataset.train, plan)
-        self.val = usable(dataset.val, plan) if dataset.val is not None else None
-        self.categories: CategoryMap = dataset.categories
+        dataset = usable(dataset, plan.on_problem)
+        self.splits: dict[str, Split] = {s.name: s for s in (dataset.train, dataset.val) if s is not None}
+        self.categories = dataset.categories
+        self.timeline = recipe.timeline
         self.interrupted = False
 
     def fit(self) -> Run:
         """Train to the end of the timeline, or to the first of: a stop request, no better AP for `patience` epochs."""
-        with self._own_process(), torch.random.fork_rng(devices=self._cuda_devices()):
+        with self._signals(), torch.random.fork_rng(devices=self._cuda_devices()):
+            self._prepare()
             try:
-                self._prepare()
                 self._epochs()
-            except DeimkitError as error:
-                self._event("failed", why=str(error))
-                raise
+            except torch.OutOfMemoryError as error:
+                raise DeimkitError(self._too_large()) from error
             finally:
                 self.loader.close()
         return self.run
 
     # ------------------------------------------------------------------ set-up
     def _prepare(self) -> None:
-        recipe, plan = self.recipe, self.plan
+        """Everything as it is before the first step, or as the last checkpoint has it."""
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(plan.seed)
-        self.timeline = recipe.timeline
-        self.loader = Loader(
-            self.train,
-            batch=recipe.batch,
-            size=recipe.size,
-            augment=recipe.augment,
-            timeline=self.timeline,
-            seed=plan.seed,
-            workers=default_workers() if plan.workers is None else plan.workers,
-        )
-        self.steps = len(self.loader)
-        self.criterion = recipe.criterion()
-        self.model = recipe.build(self.categories)
-        if plan.weights is not None and not self.run.last.is_file():
-            from deimkit.weights import load_weights
-
-            self._event("weights", report=load_weights(self.model, plan.weights, replace_head=True).to_dict())
+        self._seed()
+        self.criterion = self.recipe.criterion()
+        self.model: Detector = self.recipe.build(self.categories)
+        resumed = self.run.last.is_file()
+        if self.plan.weights is not None and not resumed:
+            self._fine_tune(self.plan.weights)
         self.model.to(self.device, memory_format=torch.channels_last).train()
-        self.optimizer = recipe.optim.build(self.model)
+        self.optimizer = self.recipe.optim.build(self.model)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.ema = EMA.of(self.model, self.timeline)
         self.epoch, self.step_in_epoch, self.global_step = 0, 0, 0
-        self.tracker = BestTracker(self.timeline.augment, reloads=recipe.return_to_best)
+        self.tracker = BestTracker(self.timeline.augment, reloads=self.recipe.return_to_best)
         self.best_epoch = -1
         self.skips, self.rollbacks = 0, 0
-        resumed = self.run.last.is_file()
+        self.dropped: dict[str, list[Id]] = {}
         if resumed:
             self._restore(checkpoint.load(self.run.last))
-        self.journal = Journal(self.folder, self.epoch, self.step_in_epoch)
-        self._event(
-            "resumed" if resumed else "started",
+        self._open_loader()
+        self._forget_what_comes_again()
+        self._note_start("resumed" if resumed else "started")
+        if not resumed:
+            self._save(self.run.last)  # a disk that is full says so now, and a rollback always has a place to go
+
+    def _seed(self) -> None:
+        """Seed what this training draws from, and nothing else."""
+        torch.random.default_generator.manual_seed(self.plan.seed)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(self.plan.seed)
+
+    def _fine_tune(self, weights: str) -> None:
+        from deimkit.weights import load_weights
+
+        report = load_weights(self.model, weights, replace_head=True)
+        self.run.note("weights", report=report.to_dict())
+        self.progress.line(str(report))
+
+    def _open_loader(self) -> None:
+        self.loader = Loader(
+            self.splits["train"],
+            batch=self.recipe.batch,
+            size=self.recipe.size,
+            augment=self.recipe.augment,
+            timeline=self.timeline,
+            seed=self.plan.seed,
+            workers=default_workers() if self.plan.workers is None else self.plan.workers,
+        )
+        self.steps = len(self.loader)
+
+    def _forget_what_comes_again(self) -> None:
+        """Take out the rows of steps and epochs that were trained after the checkpoint this run goes on from."""
+        here = self.epoch, self.step_in_epoch
+        keep_rows(self.folder / "metrics.jsonl", lambda row: (row["epoch"], row.get("step", math.inf)) < here)
+        keep_rows(self.folder / "events.jsonl", lambda row: True)
+
+    def _note_start(self, event: str) -> None:
+        self.run.note(
+            event,
             epoch=self.epoch,
             step=self.step_in_epoch,
             device=str(self.device),
             precision=str(self.precision).removeprefix("torch."),
             machine=f"{platform.machine()}, {os.cpu_count()} cores",
-            versions={"torch": torch.__version__, "python": platform.python_version()},
-            images=len(self.train),
-            skipped=[str(p) for p in getattr(self.train, "skipped", [])],
+            versions=versions(),
+            images={name: len(split) for name, split in self.splits.items()},
         )
 
+    # ------------------------------------------------------------------ the run
     def _epochs(self) -> None:
-        while self.epoch < self.timeline.total:
-            if self.step_in_epoch == 0 and self.tracker.starts(self.epoch):
-                self._return_to_best()
-            if not self._epoch():
-                self._save(self.run.last)
-                self._event("stopped", epoch=self.epoch, step=self.step_in_epoch)
-                self.progress.line(
-                    f"stopped in epoch {self.epoch + 1} after {self.step_in_epoch} steps; resume goes on from there"
-                )
+        while self.epoch < self.timeline.total and not self._out_of_patience():
+            if self._asked_to_stop() or not self._epoch():
+                self._leave()
                 return
-            metrics = self._evaluate()
-            save, reload = self.tracker.ends(self.epoch, float(metrics["AP"])) if metrics else (None, False)
-            if save:
-                self.best_epoch = self.epoch
-            if reload:
-                self._return_to_best()
-            self.epoch, self.step_in_epoch = self.epoch + 1, 0
-            self._keep(save)
-            if self.plan.patience is not None and self.epoch - 1 - self.best_epoch >= self.plan.patience:
-                self._event("early_stop", epoch=self.epoch, best_epoch=self.best_epoch, AP=self.tracker.best)
-                return
-        self._event("finished", epoch=self.epoch, best_epoch=self.best_epoch, AP=self.tracker.best)
+            self._end_epoch()
+        event = "finished" if self.epoch == self.timeline.total else "early_stop"
+        self.run.note(event, epoch=self.epoch, best_epoch=self.best_epoch, AP=self.tracker.best)
+
+    def _out_of_patience(self) -> bool:
+        """Whether the last evaluation lies `patience` epochs or more behind the best one."""
+        if self.plan.patience is None or self.best_epoch < 0:
+            return False
+        evaluated = self.epoch // self.plan.evaluate_every * self.plan.evaluate_every - 1
+        return evaluated - self.best_epoch >= self.plan.patience
+
+    def _asked_to_stop(self) -> bool:
+        return self.interrupted or (self.folder / "stop").exists()
+
+    def _leave(self) -> None:
+        self._save(self.run.last)
+        self.run.note("stopped", epoch=self.epoch, step=self.step_in_epoch)
+        self.progress.line(
+            f"stopped in epoch {self.epoch + 1} after {self.step_in_epoch} steps; resume goes on from there"
+        )
+
+    def _end_epoch(self) -> None:
+        """Measure what was learned, keep it, and go on to the next epoch."""
+        ap = self._evaluate()
+        save, reload = self.tracker.ends(self.epoch, ap) if ap is not None else (None, False)
+        if save:
+            self.best_epoch = self.epoch
+        if reload:
+            self._return_to_best()
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self._keep(save)
 
     # ------------------------------------------------------------------ one epoch
     def _epoch(self) -> bool:
         """Train the rest of the current epoch; False if asked to stop in the middle."""
+        if self.step_in_epoch == 0 and self.tracker.starts(self.epoch):
+            self._return_to_best()
         started, first = time.monotonic(), self.step_in_epoch
+        self.ema.decay = self.timeline.ema_decay_at(self.epoch, self.tracker.refreshes)
         self.model.train()
-        for batch in self.loader.epoch(self.epoch, start=first):
+        for batch in self._batches():
             before = time.monotonic()
             terms = self._step(batch)
             self.step_in_epoch += 1
             self.global_step += 1
             now = time.monotonic()
-            done = self.step_in_epoch - first
-            row = {
-                "kind": "step",
-                "epoch": self.epoch,
-                "step": self.step_in_epoch - 1,
-                "loss": sum(terms.values()) if terms else math.nan,
-                "lr": max(group["lr"] for group in self.optimizer.param_groups),
-                "boxes": len(batch.targets),
-                "images_per_s": round(len(batch) * done / (now - started), 3),
-                "step_s": round(now - before, 4),
-                "memory_mib": self._memory(),
-                "terms": terms,
-            }
-            self.journal.write("metrics.jsonl", row)
-            left = (now - started) / done * (self.steps * (self.timeline.total - self.epoch) - self.step_in_epoch)
-            self.progress.step(row, self.steps, self.timeline.total, left)
-            if self.interrupted or (self.folder / "stop").exists():
+            per_step = (now - started) / (self.step_in_epoch - first)
+            self._tell(batch, terms, per_step, now - before)
+            if self._asked_to_stop():
                 return False
             if self.plan.save_every and self.global_step % self.plan.save_every == 0:
                 self._save(self.run.last)
         self.epoch_s = time.monotonic() - started
         return True
 
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the epoch; an image that cannot be read is dropped, or ends the training: `on_problem`."""
+        while True:
+            try:
+                yield from self.loader.epoch(self.epoch, start=self.step_in_epoch)
+                return
+            except DataError as error:
+                self._drop("train", error)
+                self.loader.close()
+                self._open_loader()
+
+    def _drop(self, name: str, error: DataError) -> None:
+        """Go on without the image of the split `name` that `error` is about, or save and raise if it must not."""
+        split = self.splits[name]
+        image = culprit(split, error)
+        if self.plan.on_problem == "refuse" or image is None:
+            self._save(self.run.last)
+            raise DataError(
+                f"{error} Then resume the run; with on_problem='skip' it leaves such images out."
+            ) from error
+        self.splits[name] = split.without([image])
+        self.dropped.setdefault(name, []).append(image)
+        self.run.note("dropped", image=image, split=name, why=str(error), epoch=self.epoch, step=self.step_in_epoch)
+        self.progress.line(f"goes on without an image: {error}")
+
+    def _tell(self, batch: Batch, terms: dict[str, float], per_step: float, step_s: float) -> None:
+        """Write the row of a step, and show where the run is."""
+        row = {
+            "kind": "step",
+            "epoch": self.epoch,
+            "step": self.step_in_epoch - 1,
+            "loss": sum(terms.values()) if terms else math.nan,
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "boxes": len(batch.targets),
+            "images_per_s": round(len(batch) / per_step, 3),
+            "step_s": round(step_s, 4),
+            "memory_mib": self._memory(),
+            "terms": terms,
+        }
+        append(self.folder / "metrics.jsonl", row)
+        left = per_step * (self.steps * (self.timeline.total - self.epoch) - self.step_in_epoch)
+        self.progress.step(row, self.steps, self.timeline.total, left)
+
+    # ------------------------------------------------------------------ one step
     def _step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; returns every weighted loss term, or {} if the step was skipped as non-finite."""
-        factor = self.timeline.lr_factor(self.global_step, self.steps)
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
-        batch = batch.to(self.device, non_blocking=True).finish()
+        self._set_rates()
         batch.targets.check(len(batch), len(self.categories), batch.names)
-        parts = micro_batches(batch, self.plan.accumulate)
-        total: dict[str, Tensor] = {}
+        batch = batch.to(self.device, non_blocking=True).finish()
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
-            for part in parts:
-                terms = self._losses(part, boxes=max(len(batch.targets), 1))
-                self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
-                for name, value in terms.items():
-                    total[name] = total.get(name, 0) + value.detach()
-            values = torch.stack(list(total.values())).tolist()
-            if not all(map(math.isfinite, values)):
-                bad = [name for name, value in zip(total, values, strict=True) if not math.isfinite(value)]
-                raise NonFiniteError(
-                    f"The loss is not finite: {', '.join(bad[:6])} at epoch {self.epoch}, step {self.step_in_epoch}."
-                )
+            terms = self._backward(batch)
             self._apply()
         except NonFiniteError as error:
             self.optimizer.zero_grad(set_to_none=True)
+            for buffer, before in buffers:  # batch statistics too are as if the step had never been
+                buffer.copy_(before)
             self._skip(batch, error)
             return {}
         self.skips = 0
+        return terms
+
+    def _set_rates(self) -> None:
+        factor = self.timeline.lr_factor(self.global_step, self.steps)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+
+    def _backward(self, batch: Batch) -> dict[str, float]:
+        """Add up the gradients of all micro-batches; returns the terms of the whole batch."""
+        total: dict[str, Tensor] = {}
+        for part in micro_batches(batch, self.plan.accumulate):
+            terms = self._losses(part, boxes=max(len(batch.targets), 1))
+            self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+            for name, value in terms.items():
+                total[name] = total.get(name, 0) + value.detach()
+        values = torch.stack(list(total.values())).tolist()
+        bad = [name for name, value in zip(total, values, strict=True) if not math.isfinite(value)]
+        if bad:
+            raise NonFiniteError(f"The loss is not finite: {', '.join(bad[:6])}.")
         return dict(zip(total, values, strict=True))
 
     def _losses(self, batch: Batch, boxes: int) -> dict[str, Tensor]:
@@ -210,15 +291,13 @@ class Trainer:
         return self.criterion(outputs, batch.targets, boxes=boxes)
 
     def _apply(self) -> None:
+        """Clip the gradients, step, and let the average follow."""
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip or math.inf)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            names = [
-                n for n, p in self.model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
-            ]
-            raise NonFiniteError(
-                f"The gradient is not finite in {', '.join(names[:6])} at epoch {self.epoch}, step {self.step_in_epoch}."
-            )
+            grads = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+            bad = [name for name, grad in grads if not torch.isfinite(grad).all()]
+            raise NonFiniteError(f"The gradient is not finite in {', '.join(bad[:6])}.")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -227,61 +306,74 @@ class Trainer:
     def _skip(self, batch: Batch, error: NonFiniteError) -> None:
         """The policy for a non-finite step: save its batch for replay and skip it; then roll back; then stop."""
         self.skips += 1
+        where = {"epoch": self.epoch, "step": self.step_in_epoch}
         replay = self.folder / "replay" / f"epoch{self.epoch}_step{self.step_in_epoch}.pt"
         replay.parent.mkdir(exist_ok=True)
         torch.save({"images": batch.images.cpu(), "names": batch.names, **vars(batch.targets.to("cpu"))}, replay)
-        self._event(
-            "skipped", why=str(error), images=batch.names, batch=str(replay), epoch=self.epoch, step=self.step_in_epoch
+        self.run.note("skipped", why=str(error), images=batch.names, batch=replay, **where)
+        self.progress.line(
+            f"skipped step {self.step_in_epoch} of epoch {self.epoch}: {error} Its batch is in {replay}."
         )
-        self.progress.line(f"skipped a step: {error} Its batch is in {replay}.")
         if self.skips < SKIPS:
             return
-        if self.rollbacks == ROLLBACKS or not self.run.last.is_file():
+        if self.rollbacks == ROLLBACKS:
             raise NonFiniteError(
-                f"{error} {SKIPS} steps in a row were not finite and going back to a checkpoint did not help. "
-                f"The batches are in {replay.parent}; try precision='fp32' or a lower learning rate."
+                f"{error} {SKIPS} steps in a row were not finite, {ROLLBACKS + 1} times, although the run went back "
+                f"to its last checkpoint. The batches are in {replay.parent}; try precision='fp32' or a lower learning "
+                "rate."
             )
         self.rollbacks += 1
         self.skips = 0
         state = checkpoint.load(self.run.last)
         self._restore_weights(state)
-        self._event("rolled_back", to_epoch=state["epoch"], to_step=state["step_in_epoch"])
+        self.run.note("rolled_back", to_epoch=state["epoch"], to_step=state["step_in_epoch"], **where)
+
+    def _too_large(self) -> str:
+        height, width = self.recipe.size
+        more = 2 * self.plan.accumulate
+        return (
+            f"A step of {self.recipe.batch} images of {height} x {width} in {self.plan.accumulate} part(s) does not "
+            f"fit into the memory of {self.device}. Train with accumulate={more}, or with a smaller batch or size."
+        )
 
     # ------------------------------------------------------------------ evaluation
-    def _evaluate(self) -> dict[str, Any] | None:
+    def _evaluate(self) -> float | None:
+        """The AP of the averaged weights; None if it is not this epoch's turn or there is nothing to find."""
         last = self.epoch + 1 == self.timeline.total
-        if self.val is None or (not last and (self.epoch + 1) % self.plan.evaluate_every):
+        if "val" not in self.splits or (not last and (self.epoch + 1) % self.plan.evaluate_every):
             return None
+        started = time.monotonic()
+        metrics = self._measure()
+        seconds = {"train_s": round(self.epoch_s, 2), "evaluate_s": round(time.monotonic() - started, 2)}
+        append(self.folder / "metrics.jsonl", {"kind": "epoch", "epoch": self.epoch, **seconds, **metrics})
+        best = "  best" if metrics["AP"] > (self.tracker.best or 0) else ""
+        self.progress.line(
+            f"epoch {self.epoch + 1:>3}/{self.timeline.total}  {self.timeline.stage(self.epoch):<7}  "
+            f"AP {metrics['AP']:.3f}  AP50 {metrics['AP50']:.3f}  AP75 {metrics['AP75']:.3f}  "
+            f"{sum(seconds.values()):.0f} s{best}"
+        )
+        return metrics["AP"] if math.isfinite(metrics["AP"]) else None
+
+    def _measure(self) -> dict[str, Any]:
         from deimkit.evaluation.measure import measure
 
-        started = time.monotonic()
-        metrics = measure(
-            self.ema.model,
-            self.val,
-            size=self.recipe.size,
-            batch=2 * self.recipe.batch,
-            device=self.device,
-            note=self.progress.note,
-        )
-        row = {
-            "kind": "epoch",
-            "epoch": self.epoch,
-            "train_s": round(self.epoch_s, 2),
-            "evaluate_s": round(time.monotonic() - started, 2),
-            **metrics,
-        }
-        self.journal.write("metrics.jsonl", row)
-        mark = "  best" if metrics["AP"] > (self.tracker.best or 0) else ""
-        self.progress.line(
-            f"epoch {self.epoch + 1:>3}/{self.timeline.total}  {self.timeline.stage(self.epoch):<7}  AP {metrics['AP']:.3f}  "
-            f"AP50 {metrics['AP50']:.3f}  AP75 {metrics['AP75']:.3f}  {self.epoch_s + row['evaluate_s']:.0f} s{mark}"
-        )
-        return metrics
+        while True:
+            try:
+                return measure(
+                    cast(Detector, self.ema.model),
+                    self.splits["val"],
+                    size=self.recipe.size,
+                    batch=2 * self.recipe.batch,
+                    device=self.device,
+                    note=self.progress.note,
+                )
+            except DataError as error:
+                self._drop("val", error)
 
     def _return_to_best(self) -> None:
         """Take up the best weights from before the clean stage again, as the published two-stage solver does."""
         self._restore_weights(checkpoint.load(self.stage1))
-        self._event("returned_to_best", epoch=self.epoch)
+        self.run.note("returned_to_best", epoch=self.epoch)
 
     # ------------------------------------------------------------------ state
     @property
@@ -310,32 +402,38 @@ class Trainer:
             "recipe": repr(self.recipe),
             "categories": self.categories.to_dict(),
             "size": list(self.recipe.size),
-            "versions": {"torch": torch.__version__},
+            "versions": versions(),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "step_in_epoch": self.step_in_epoch,
-            "global_step": self.global_step,
+            **{name: getattr(self, name) for name in POSITION},
             "tracker": asdict(self.tracker),
-            "best_epoch": self.best_epoch,
-            "skips": self.skips,
-            "rollbacks": self.rollbacks,
+            "dropped": self.dropped,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
+        """Take up a checkpoint of this very run."""
         if state["recipe"] != repr(self.recipe):
             raise DeimkitError(
                 f"{self.run.last} was trained with another recipe than {self.folder / 'recipe.py'} asks for. "
                 "Resume with the same recipe, or start a new run with weights=that checkpoint."
             )
+        if state["categories"] != self.categories.to_dict():
+            raise DataError(
+                f"{self.run.last} was trained for {len(state['categories']['names'])} classes, and {self.plan.data} "
+                f"now has {len(self.categories)}, or others. Mend the dataset, or start a new run with weights=that "
+                "checkpoint."
+            )
         self._restore_weights(state)
-        for name in ("epoch", "step_in_epoch", "global_step", "best_epoch", "skips", "rollbacks"):
+        for name in POSITION:
             setattr(self, name, state[name])
         self.tracker = BestTracker(**state["tracker"])
+        self.dropped = state["dropped"]
+        for name, images in self.dropped.items():
+            self.splits[name] = self.splits[name].without(images)
         torch.set_rng_state(state["rng"])
         if state["rng_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
@@ -347,11 +445,6 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
 
     # ------------------------------------------------------------------ surroundings
-    def _event(self, event: str, **facts: Any) -> None:
-        Journal.append(
-            self.folder / "events.jsonl", {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **facts}
-        )
-
     def _memory(self) -> float:
         if self.device.type == "cuda":
             return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
@@ -364,17 +457,15 @@ class Trainer:
         return [self.device] if self.device.type == "cuda" else []
 
     @contextmanager
-    def _own_process(self) -> Iterator[None]:
-        """Mark the folder as being trained by this process, and turn SIGINT and SIGTERM into "save, then leave"."""
-        (self.folder / "pid").write_text(str(os.getpid()))
-        (self.folder / "stop").unlink(missing_ok=True)
-        before: dict[signal.Signals, Any] = {}
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into "save, then leave"; a second one leaves at once."""
 
         def leave(number: int, frame: Any) -> None:
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
 
+        before: dict[signal.Signals, Any] = {}
         try:
             for kind in (signal.SIGINT, signal.SIGTERM):
                 before[kind] = signal.signal(kind, leave)
@@ -385,35 +476,15 @@ class Trainer:
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-            (self.folder / "pid").unlink(missing_ok=True)
-
-
-class Journal:
-    """Appends rows to the run folder, and forgets what was written after the checkpoint that a run resumes from."""
-
-    def __init__(self, folder: Path, epoch: int, step: int) -> None:
-        self.folder = folder
-        path = folder / "metrics.jsonl"
-        rows = read_rows(path)
-        kept = [r for r in rows if (r["epoch"], r.get("step", math.inf)) < (epoch, step)]
-        if path.is_file():
-            temporary = path.with_suffix(".partial")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            os.replace(temporary, path)
-
-    def write(self, name: str, row: dict[str, Any]) -> None:
-        """Append one row to the file `name` of the run folder."""
-        self.append(self.folder / name, row)
-
-    @staticmethod
-    def append(path: Path, row: dict[str, Any]) -> None:
-        """Append one row to `path`."""
-        with open(path, "a") as file:
-            file.write(json.dumps(row, default=float) + "\n")
 
 
 def micro_batches(batch: Batch, count: int) -> list[Batch]:
-    """`batch` cut into at most `count` consecutive parts, images and targets together."""
+    """`batch` cut into at most `count` consecutive parts, images and targets together.
+
+    Their gradients add up to those of the whole batch, exactly for what is normalised by the number of targets. Two
+    things are approximations: batch norms see the statistics of a part, and the size of the union of the layers'
+    matches, which normalises the box losses, is taken from the part in proportion to its targets.
+    """
     if count == 1:
         return [batch]
     parts, t = [], batch.targets
@@ -425,43 +496,38 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
     return parts
 
 
-def usable(split: Split, plan: Plan) -> Split:
-    """The split as it may be trained on: without problems, or without the images that have them if the plan says skip."""
-    errors = [p for p in split.problems if p.severity == "error"]
-    if not errors:
-        return split
-    if plan.on_problem == "refuse":
-        raise DataError(
-            f"The {split.name} split has {len(errors)} problem(s), the first: {errors[0]} "
-            "`deimkit doctor` lists all with their remedy; on_problem='skip' trains without them."
-        )
-    return split.without(errors)
+def usable(dataset: Dataset, on_problem: str) -> Dataset:
+    """The dataset as it may be trained on; raises `DataError` if it may not.
+
+    Images that have errors are left out with on_problem="skip", and are themselves the error with "refuse".
+    """
+    if dataset.train is None:
+        raise DataError(f"{dataset!r} has no train split to learn from.")
+    parts: dict[str, Any] = {}
+    for split in (dataset.train, dataset.val):
+        errors = [p for p in split.problems if p.severity == "error"] if split is not None else []
+        if split is None or not errors:
+            continue
+        if on_problem == "refuse":
+            raise DataError(
+                f"The {split.name} split has {len(errors)} problem(s), the first: {errors[0]} "
+                "`deimkit doctor` lists all with their remedy; on_problem='skip' trains without them."
+            )
+        parts[split.name] = split.without(errors)
+    empty = [name for name, split in parts.items() if not len(split)]
+    if empty:
+        raise DataError(f"All images of the {empty[0]} split have problems; `deimkit doctor` lists them.")
+    return replace(dataset, **parts)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the best this machine has."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DeimkitError(
-            f"device={name!r}, but torch {torch.__version__} sees no CUDA GPU here. Use device='cpu' or 'auto'."
-        )
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise DeimkitError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:0', 'mps' ...; got {name!r}.") from error
+def culprit(split: Split, error: DataError) -> Id | None:
+    """The id of the image of `split` that cannot be read: errors about a file begin with its path."""
+    said = str(error)
+    return next((id_ for id_, path in zip(split.ids, split.paths, strict=True) if said.startswith(f"{path} ")), None)
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass: "auto" is bf16 on a GPU that has it, else fp32."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if name == "fp16" and device.type == "cpu":
-        raise DeimkitError("precision='fp16' needs a GPU; on a CPU use 'fp32' or 'bf16'.")
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+def versions() -> dict[str, str]:
+    """What trained, for the record."""
+    from deimkit import __version__
 
-
-def default_workers() -> int:
-    """Loader processes for this machine: all cores but one, at most 8; none where only two cores share the work."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if cores <= 2 else min(cores - 1, 8)
+    return {"deimkit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}

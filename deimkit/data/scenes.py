@@ -238,10 +238,16 @@ def _background(dice: _Dice, size: int) -> tuple[Floats, Colour]:
     return ground, (low + high) * np.float32(0.5)
 
 
-def _palette(dice: _Dice, ground: Colour) -> tuple[Colour, Colour]:
-    """Two colours for a thing, of which the first stands out from the ground."""
+def _palette(dice: _Dice, ground: Colour, favourite: float | None = None) -> tuple[Colour, Colour]:
+    """Two colours for a thing, of which the first stands out from the ground.
+
+    favourite: a hue in turns that most things of a class are near to, as ripe tomatoes are red: colour helps to tell
+    the classes apart, but does not decide.
+    """
     for _ in range(6):
         hue, value = dice.uniform(), dice.uniform(0.35, 1.0)
+        if favourite is not None and dice.uniform() < 0.75:
+            hue = favourite + dice.uniform(-0.05, 0.05)
         first = _colour(hue, dice.uniform(0.35, 0.95), value)
         if float(np.abs(first - ground).max()) > 0.3:
             break
@@ -271,7 +277,7 @@ def _things(dice: _Dice, size: int, labels: Sequence[int], shapes: Sequence[Shap
                 radius,
                 dice.uniform(),
                 dice.uniform(0.8, 1.0),
-                _palette(dice, ground),
+                _palette(dice, ground, favourite=list(SHAPES.values()).index(shapes[label]) / len(SHAPES)),
                 dice.choice(_TEXTURES),
                 1.0,
             )

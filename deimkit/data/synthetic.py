@@ -1,7 +1,8 @@
 """The dataset that is always there: procedural scenes of textured shapes, drawn on first use and the same everywhere.
 
-Small objects, occlusion, truncation, clutter that looks almost like an object, uneven light, and a few images with
-nothing to find: enough for one training method to do better than another within minutes.
+Small objects, occlusion, truncation, colours that hint at the class but do not tell, clutter that looks almost like an
+object, uneven light, and a few images with nothing to find: enough for one training method to do better than another
+within minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from PIL import Image
 from deimkit.data.scenes import SHAPES, Scene, draw
 from deimkit.errors import DataError
 
-VERSION = 1  # part of the folder's name; counts up when the pixels change
+VERSION = 2  # part of the folder's name; counts up when the pixels change
 CLASSES = tuple(SHAPES)
 
 

@@ -80,7 +80,8 @@ def test_the_difference_of_two_recipes_is_the_papers_list():
     assert changes["name"] == ("dfine_l", "deim_dfine_l")
     assert changes["arch.activation"] == ("relu", "silu")
     assert changes["timeline.dense"] == (0, 29) and changes["optim.lr"] == (2.5e-4, 5e-4)
-    assert not any(key.startswith(("arch.backbone", "arch.encoder", "arch.decoder")) for key in changes)
+    assert changes["arch.backbone.frozen"] == (True, False)  # DEIM, "minor modifications": nothing is frozen
+    assert {key for key in changes if key.startswith("arch.")} == {"arch.activation", "arch.backbone.frozen"}
     assert recipes.diff(recipes.tiny, recipes.tiny) == {}
 
 

@@ -37,13 +37,13 @@ def detect_arch(source: State | Mapping[str, Any], activation: str | None = None
 
 
 def published_size(tensors: Mapping[str, Tensor]) -> str | None:
-    """The size of D-FINE that has the stem, the levels and the decoder layers of these tensors; None if none has."""
-    stem = tensors.get("backbone.stem.stem4.conv.weight")
+    """The size of D-FINE that has the stem, levels, width and decoder layers of these tensors; None if none has."""
+    stem, first = (tensors.get(f"{part}.conv.weight") for part in ("backbone.stem.stem4", "encoder.input_proj.0"))
     levels = sum(re.fullmatch(r"encoder\.input_proj\.\d+\.conv\.weight", key) is not None for key in tensors)
     layers = sum(re.fullmatch(r"decoder\.dec_score_head\.\d+\.weight", key) is not None for key in tensors)
     for size in DFINES:
         arch = dfine_arch(size)
-        shape = (arch.backbone.stem[1], len(arch.backbone.levels), arch.decoder.layers)
-        if stem is not None and shape == (len(stem), levels, layers):
+        shape = (arch.backbone.stem[1], len(arch.backbone.levels), arch.encoder.width, arch.decoder.layers)
+        if stem is not None and first is not None and shape == (len(stem), levels, len(first), layers):
             return size
     return None

@@ -79,6 +79,11 @@ class Trainer:
         resumed = self.run.last.is_file()
         if self.plan.weights is not None and not resumed:
             self._fine_tune(self.plan.weights)
+        elif self.recipe.arch.backbone.frozen and not resumed:
+            self.progress.line(
+                f"{self.recipe.name} keeps its stem and batch norms frozen, which is meant for pretrained weights; "
+                "without weights= they stay as they were drawn"
+            )
         self.model.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = self.recipe.optim.build(self.model)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]

@@ -1,0 +1,102 @@
+"""Every notebook runs from top to bottom in an empty folder, and finds the numbers that its text promises."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# What is asked of a notebook once it has run: an expression whose value must be made of JSON's types.
+PROBES = {
+    "00_quickstart": """{
+        "fast": FAST,
+        "perfect": perfect["AP"],
+        "before": before["AP"],
+        "after": {k: v for k, v in after.items() if k in ("AP", "AP50", "AR100")},
+        "epochs": [row["AP"] for row in run.metrics("epoch")],
+        "steps": len(run.metrics("step")),
+        "total": recipe.timeline.total,
+        "classes": sorted(after["per_class"]),
+        "same": same,
+        "silent": silent,
+        "state": run.state,
+        "positives": [float(plain.mean()), float(dense.mean())],
+        "written": sorted(str(path) for path in Path().iterdir()),
+    }""",
+}
+
+
+def execute(path: Path, folder: Path, again: int = 1) -> list[dict[str, Any]]:
+    """Run a notebook `again` times in `folder`, in its fast mode, and return what its probe said each time."""
+    said = []
+    for _ in range(again):
+        book = nbformat.read(path, as_version=4)
+        probe = f"import json as _json\nprint(_json.dumps({PROBES[path.stem]}))"
+        book.cells.append(nbformat.v4.new_code_cell(probe))
+        NotebookClient(
+            book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        ).execute()
+        said.append(json.loads(book.cells[-1].outputs[0].text))
+    return said
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel inherits these: the checkout's package, one thread, the fast mode, and no network."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    for name, value in {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "DEIMKIT_FAST": "1",
+        "HF_HUB_OFFLINE": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def check_quickstart(said: dict[str, Any]) -> None:
+    assert said["fast"] and said["state"] == "finished"
+    assert said["perfect"] == pytest.approx(1)
+    assert said["before"] < 0.01
+    assert said["after"]["AP"] == pytest.approx(max(said["epochs"]), abs=1e-6)
+    assert said["after"]["AR100"] > 0
+    assert len(said["epochs"]) == said["total"] and said["steps"] > said["total"]
+    assert len(said["classes"]) == 8 and "gear" in said["classes"]
+    assert said["same"] == [True] * 4
+    assert said["silent"] < 0.2
+    plain, dense = said["positives"]
+    assert dense > 1.3 * plain
+    assert said["written"] == ["runs"], "all that it writes is in one folder"
+
+
+CHECKS = {"00_quickstart": check_quickstart}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_and_finds_what_it_promises(path: Path, tmp_path: Path) -> None:
+    """All of its own asserts hold, and so does what its probe says."""
+    assert path.stem in PROBES.keys() & CHECKS.keys(), "say in PROBES and CHECKS which numbers it must find"
+    CHECKS[path.stem](execute(path, tmp_path)[0])
+
+
+def test_every_notebook_is_shown_with_its_outputs() -> None:
+    assert NOTEBOOKS
+    for path in NOTEBOOKS:
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert any(cell.outputs for cell in cells), f"{path.name} was saved without outputs: make notebooks"
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), (
+            f"{path.name}: run it in order"
+        )
+
+
+@pytest.mark.slow
+def test_quickstart_runs_a_second_time_in_the_same_folder(tmp_path: Path) -> None:
+    first, second = execute(ROOT / "notebooks" / "00_quickstart.ipynb", tmp_path, again=2)
+    assert first == second

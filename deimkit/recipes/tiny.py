@@ -18,9 +18,9 @@ tiny = Recipe(
     losses=dfine_losses(MAL(), _ARCH),
     timeline=Timeline(
         warm=2,
-        dense=7,
-        augment=11,
-        total=14,
+        dense=8,
+        augment=13,
+        total=16,
         lr=FlatCosine(warmup=100, floor=0.1, one_step_late=False),
         multi_scale_until=0,
         ema_decay=0.99,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,14 @@ def run_recipes(args: argparse.Namespace) -> tuple[int, Any]:
         print(text, end="")
         return 0, {"name": args.name, "recipe": text}
     rows = []
+    print(f"{'recipe':16} {'epochs':>6}  {'AP':>5}  {'M':>3}  {'GFLOPs':>6}  claimed in")
     for name in dk.recipes.names():
         recipe = dk.recipes.get(name)
         paper = recipe.paper
         row = {"name": name, "epochs": recipe.timeline.total, "batch": recipe.batch, "size": list(recipe.size)}
         rows.append(row | ({"paper": vars(paper)} if paper else {}))
-        claim = f"{paper.ap:5.1f}  {paper.params_m:5.0f} M  {paper.gflops:5.0f} GFLOPs  {paper.table}" if paper else ""
-        print(f"{name:16} {recipe.timeline.total:4} epochs  {claim}")
+        claim = f"{paper.ap:5.1f}  {paper.params_m:3.0f}  {paper.gflops:6.0f}  {paper.table}" if paper else ""
+        print(f"{name:16} {recipe.timeline.total:6}  {claim}".rstrip())
     return 0, rows
 
 
@@ -218,6 +220,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         status, result = args.run(args)
+    except BrokenPipeError:  # who reads us, such as `head`, has read enough; nothing more can be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (DeimkitError, OSError) as error:
         status, result = 1, {"error": str(error)}
         print(f"deimkit {args.command}: {error}", file=sys.stderr)

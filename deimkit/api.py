@@ -107,8 +107,10 @@ def train(
     )
     pick_precision(planned.precision, pick_device(device))
     fitted = as_recipe(recipe).fit_to(usable(dataset, planned.on_problem), epochs=epochs, batch=batch, size=size)
+    text = recipes.to_python(fitted)
+    recipes.parse(text)  # a recipe that could not be read back could not be resumed either
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.py").write_text(recipes.to_python(fitted), encoding="utf-8")
+    (folder / "recipe.py").write_text(text, encoding="utf-8")
     planned.write(folder)
     return resume(folder, wait=wait, progress=progress, dataset=dataset if wait else None)
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ import deimkit as dk
 from deimkit.data.dataset import Dataset
 from deimkit.errors import CheckpointError, DataError, DeimkitError, RecipeError
 from deimkit.evaluation.measure import common_classes, measure, relabelled
+from deimkit.losses import MAL
 from tests.micro import MICRO, scenes
 
 
@@ -143,6 +144,17 @@ def test_a_used_folder_is_refused_and_an_untrained_one_is_not(run, data, tmp_pat
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, data, wrong, error, says):
     with pytest.raises(error, match=says):
         dk.train(**{"recipe": MICRO, "data": data, "out": tmp_path / "x", **wrong})
+    assert not (tmp_path / "x").exists()
+
+
+@dataclass(frozen=True)
+class Homemade(MAL):
+    """A loss that no room of deimkit holds."""
+
+
+def test_a_recipe_that_could_not_be_read_back_is_refused_before_anything_is_written(tmp_path, data):
+    with pytest.raises(RecipeError, match="Unknown part 'Homemade'"):
+        dk.train(replace(MICRO, losses=(Homemade(),)), data, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

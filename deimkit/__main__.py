@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("images", nargs="+", help="images, folders, or videos")
     sub.add_argument("--threshold", type=float, default=0.5, help="the least score, in [0, 1]")
-    sub.add_argument("--out", help="folder for the drawn images")
+    sub.add_argument("--out", help="folder for the drawn images, numbered in the order of the lines printed")
     sub.add_argument("--weights", help="a published file, when RUN is a recipe's name")
     sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
     sub.add_argument("--device", default="auto")
@@ -133,7 +133,8 @@ def run_train(args: argparse.Namespace) -> tuple[int, Any]:
     elif best:
         print(table(best))
         print(f"report: {run.report}")
-    return 0, {"run": run.folder, "state": run.state, "report": run.report, **numbers(best)}
+    status = 0 if run.finished or not args.wait else INTERRUPTED
+    return status, {"run": run.folder, "state": run.state, "report": run.report, **numbers(best)}
 
 
 def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
@@ -164,10 +165,8 @@ def run_predict(args: argparse.Namespace) -> tuple[int, Any]:
             rows.append({"image": name, "objects": objects(detections)})
             if args.out:
                 Path(args.out).mkdir(parents=True, exist_ok=True)
-                figure = detections.plot().figure
-                figure.savefig(
-                    Path(args.out) / f"{Path(name.replace('#', '_')).stem}.png", dpi=150, bbox_inches="tight"
-                )
+                drawn = Path(args.out) / f"{len(rows):06d}_{Path(name.partition('#')[0]).name}.png"
+                detections.plot().figure.savefig(drawn, dpi=150, bbox_inches="tight")
     return 0, rows
 
 

@@ -147,6 +147,18 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "x").exists()
 
 
+def test_a_damaged_image_to_measure_on_does_not_cost_the_report(tmp_path):
+    some = scenes(tmp_path)
+    damaged = some.val.paths[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    run = dk.train(
+        MICRO, some, out=tmp_path / "x", epochs=1, batch=2, size=64, device="cpu", workers=0, progress=False,
+        on_problem="skip",
+    )  # fmt: skip
+    assert run.finished and run.report.is_file()
+    assert [e["split"] for e in run.events() if e["event"] == "dropped"] == ["val"]
+
+
 @dataclass(frozen=True)
 class Homemade(MAL):
     """A loss that no room of deimkit holds."""

@@ -86,7 +86,7 @@ def test_a_run_is_measured_and_predicts(capsys, tmp_path, data, run):
     assert main(["predict", run, image, *shown, "--json"]) == 0
     (row,) = last_line(capsys)
     assert row["image"] == image and set(row["objects"][0]) == {"name", "score", "box"}
-    assert (tmp_path / f"{Path(image).stem}.png").is_file()
+    assert (tmp_path / f"000001_{Path(image).name}.png").is_file()
 
 
 def test_a_weight_file_needs_its_recipe(capsys, data, run):

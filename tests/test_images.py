@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deimkit.data import images
-from deimkit.data.images import image_size, is_rotated, read_image
+from deimkit.data.images import from_pil, image_size, is_rotated, read_image
 from deimkit.errors import DataError
 
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[9, 9, 9], [99, 99, 99], [200, 200, 200]]], np.uint8)
@@ -170,3 +170,17 @@ def test_random_damage_is_always_a_data_error(tmp_path: Path) -> None:
 def test_photographs_are_as_pillow_sees_them(shared: Path) -> None:
     for path in sorted((shared / "data" / "bccd" / "val").glob("*.jpg"))[:5]:
         assert np.array_equal(read_image(path), np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_an_opened_image_is_read_like_its_file(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = [
+        saved(tmp_path, Image.fromarray(np.array([[0, 30000, 65535]], np.uint16)), "deep.png"),
+        saved(tmp_path, Image.new("RGBA", (3, 2), (10, 20, 30, 0)), "clear.png"),
+        saved(tmp_path, palette(transparent=True), "palette.png"),
+        saved(tmp_path, Image.fromarray(CORNERS), "turned.png", exif=turned),
+    ]
+    for file in files:
+        with Image.open(file) as image:
+            assert np.array_equal(from_pil(image), read_image(file)), file.name

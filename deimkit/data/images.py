@@ -51,8 +51,13 @@ def read_image(path: str | Path, data: bytes | None = None) -> Pixels:
     it is missing, truncated, no image, or larger than `MAX_PIXELS`.
     """
     with _opened(path, data) as image:
-        upright = ImageOps.exif_transpose(image) if _orientation(image) in _MOVED else image
-        return np.array(_rgb(upright, path))  # a copy: what Pillow lends may not be written to
+        return from_pil(image, path)
+
+
+def from_pil(image: Image.Image, name: str | Path = "the image") -> Pixels:
+    """An opened image as `read_image` shows it: upright, (H, W, 3) uint8 RGB. name: what an error calls it."""
+    upright = ImageOps.exif_transpose(image) if _orientation(image) in _MOVED else image
+    return np.array(_rgb(upright, name))  # a copy: what Pillow lends may not be written to
 
 
 def image_size(path: str | Path, data: bytes | None = None) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deimkit.boxes import iou_giou, xyxy_to_cxcywh
+from deimkit.errors import DataError
 from deimkit.structures import Detections
 from deimkit.training.run import Run, read_rows
 from deimkit.training.timeline import Timeline
@@ -101,7 +104,8 @@ def best_and_worst(
 ) -> list[tuple[str, Figure]]:
     """The `count` images of a split that a detector reads best and as many that it reads worst, as (title, picture).
 
-    At most `images` images with objects, evenly spread over the split, are looked at; see `quality`.
+    At most `images` images with objects, evenly spread over the split, are looked at; see `quality`. One that cannot be
+    read is passed over: the run went on without it, and the doctor names it.
     """
     from deimkit.explore.plots import Comparison, annotated, contact_sheet
     from deimkit.models.predict import predict
@@ -111,8 +115,10 @@ def best_and_worst(
     scored: list[tuple[float, int, Detections]] = []
     for start in range(0, len(chosen), batch):
         some = chosen[start : start + batch]
-        answers: Any = predict(detector, [split.image(i) for i in some], threshold=0.0, batch=batch)
-        for i, found in zip(some, answers, strict=True):
+        pictures = readable(split, some)
+        answers: Any = predict(detector, list(pictures.values()), threshold=0.0, batch=batch) if pictures else []
+        for i, found in zip(pictures, answers, strict=True):
+            found = replace(found, image=split.paths[i])  # the file, so that not all pixels stay in memory
             objects = ~split.crowd[split.rows(i)]
             boxes, labels = (torch.from_numpy(x[split.rows(i)][objects]) for x in (split.boxes, split.labels))
             scored.append((quality(found, boxes, labels), i, _first(found, len(labels))))
@@ -122,6 +128,15 @@ def best_and_worst(
     titles = [f"{word}: {Path(str(split.paths[i])).name}, {100 * q:.0f} % covered" for word, q, i, _ in shown]
     sheets = [contact_sheet([Comparison(found, annotated(split, i))], columns=1) for _, _, i, found in shown]
     return list(zip(titles, sheets, strict=True))
+
+
+def readable(split: Split, indices: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
+    """The pixels of those images that can be read, by index."""
+    pictures = {}
+    for i in indices:
+        with suppress(DataError):
+            pictures[i] = split.image(i)
+    return pictures
 
 
 def quality(found: Detections, boxes: Tensor, labels: Tensor) -> float:

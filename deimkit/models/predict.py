@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
-from deimkit.data.images import IMAGE_SUFFIXES, read_image
+from deimkit.data.images import IMAGE_SUFFIXES, from_pil, read_image
 from deimkit.errors import DataError, DeimkitError
 from deimkit.models.postprocess import select
 from deimkit.structures import Detections
@@ -73,7 +73,7 @@ def pixels(picture: Any) -> NDArray[np.uint8]:
         case str() | Path():
             return read_image(picture)
         case Image.Image():
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            return from_pil(picture)
         case Tensor():
             return _from_tensor(picture)
         case np.ndarray():

@@ -73,6 +73,8 @@ class Trainer:
     def _prepare(self) -> None:
         """Everything as it is before the first step, or as the last checkpoint has it."""
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for half_written in (self.folder / "checkpoints").glob(".*.partial"):  # by a process that was killed
+            half_written.unlink()
         self._seed()
         self.criterion = self.recipe.criterion()
         self.model: Detector = self.recipe.build(self.categories)
@@ -368,7 +370,7 @@ class Trainer:
                     cast(Detector, self.ema.model),
                     self.splits["val"],
                     size=self.recipe.size,
-                    batch=2 * self.recipe.batch,
+                    batch=max(1, min(2 * self.recipe.batch // self.plan.accumulate, 32)),
                     device=self.device,
                     note=self.progress.note,
                 )

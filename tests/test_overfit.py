@@ -1,4 +1,4 @@
-"""Model, matching, losses and evaluation at once: a detector that sees four images often enough must know them by heart."""
+"""Model, matching, losses and evaluation at once: who sees four images often enough must know them by heart."""
 
 from pathlib import Path
 

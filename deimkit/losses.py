@@ -6,6 +6,7 @@ outputs it speaks about (`applies`), and the formula, from `Pairs` to (K,). Put 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -127,7 +128,7 @@ def _overlap(boxes: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Loss:
+class Loss(ABC):
     """What all losses are: a name for the log, a weight, and a formula.
 
     union: whether the normal queries answer for the pooled match (GO-LSD) instead of their own layer's.
@@ -141,9 +142,9 @@ class Loss:
         """Whether this loss has something to say about an output; the others get no term."""
         return True
 
+    @abstractmethod
     def __call__(self, pairs: Pairs) -> Tensor:
         """One unweighted value per output. -> (K,)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,9 @@ class ClassLoss(Loss):
 
     union: ClassVar[bool] = False
 
+    @abstractmethod
     def target_and_weight(self, p: Tensor, one: float, q: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
         """The two expressions; the target must be 0 where `one` and `q` are. Detach p to pass no gradient."""
-        raise NotImplementedError
 
     def __call__(self, pairs: Pairs) -> Tensor:
         """The weighted cross-entropy of all queries and classes. -> (K,)."""

@@ -308,8 +308,7 @@ def test_a_forked_worker_does_not_hold_its_parents_claim(tmp_path):
     code = (
         "import os, sys, time; from pathlib import Path; from deimkit.training.claim import Claim\n"
         f"held = Claim(Path({str(tmp_path)!r}))\n"
-        "child = os.fork()\n"
-        "if child: print(child, flush=True)\n"
+        "if not os.fork(): print(os.getpid(), flush=True)\n"  # by then the child has let go of the lock
         "time.sleep(30)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

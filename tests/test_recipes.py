@@ -103,6 +103,14 @@ def test_its_own_dataset_changes_nothing(recipe):
     assert recipe.fit_to(images) == recipe
 
 
+def test_a_small_dataset_gets_a_small_batch():
+    deim_n = recipes.get("deim_dfine_n")  # 128 images a step
+    chosen = {images: deim_n.fit_to(images).batch for images in (1, 3, 40, 128, 205, 1000, 5000, 118287)}
+    assert chosen == {1: 1, 3: 3, 40: 4, 128: 4, 205: 8, 1000: 32, 5000: 128, 118287: 128}
+    assert deim_n.fit_to(205, batch=128).batch == 128  # whoever says it gets it
+    assert recipes.tiny.fit_to(10).batch == recipes.tiny.batch == 4
+
+
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"batch": -3}, {"size": 100}, {"size": (320, 0)}])
 def test_an_impossible_fit_is_refused(wrong):
     with pytest.raises(RecipeError):

@@ -19,6 +19,8 @@ from deimkit.training.timeline import Timeline
 if TYPE_CHECKING:
     from deimkit.data.dataset import CategoryMap, Dataset
 
+LEAST_STEPS, LEAST_BATCH = 25, 4  # of an epoch, where `Recipe.fit_to` chooses the batch
+
 
 @dataclass(frozen=True)
 class Paper:
@@ -89,12 +91,14 @@ class Recipe:
 
         `dataset` is a Dataset or its number of training images. Derived: stages, flat part and clean tail of the
         timeline and its warm-up (never longer than `Timeline.WARMUP_SHARE` of the run), learning rates and EMA for the
-        batch, the mosaic tile for the size. Raises `RecipeError` if the result is impossible.
+        batch, the mosaic tile for the size. A batch that is not given is the recipe's, halved (not below `LEAST_BATCH`)
+        until an epoch has `LEAST_STEPS` steps: 205 images are 25 steps of 8, not one of 128. Raises `RecipeError` if
+        the result is impossible.
         """
         if not isinstance(dataset, int) and dataset.train is None:
             raise RecipeError(f"{dataset!r} has no train split to learn from.")
         images = dataset if isinstance(dataset, int) else len(dataset.train or ())
-        batch = min(self.batch if batch is None else batch, images)
+        batch = min(self._batch_for(images) if batch is None else batch, images)
         epochs = self.timeline.total if epochs is None else epochs
         if batch < 1 or epochs < 1:
             raise RecipeError(
@@ -111,6 +115,13 @@ class Recipe:
             batch=batch,
             size=height_width,
         )
+
+    def _batch_for(self, images: int) -> int:
+        """The recipe's batch, or less if so few images would make too few steps of it."""
+        batch = self.batch
+        while images // batch < LEAST_STEPS and batch // 2 >= LEAST_BATCH:
+            batch //= 2
+        return batch
 
 
 def as_size(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -43,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--wait", action=argparse.BooleanOptionalAction, default=True, help="--no-wait: train in the background"
     )
-    sub.add_argument("--resume", metavar="RUN", help="continue this run from its last checkpoint")
+    sub.add_argument(
+        "--resume", metavar="RUN", help="continue this run from its last checkpoint (--data: on this data)"
+    )
     sub.add_argument("--weights", help="start from this checkpoint, published file or Hugging Face folder")
     sub.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
     sub.add_argument("--workers", type=int, help="loader processes")
@@ -102,7 +104,7 @@ def run_recipes(args: argparse.Namespace) -> tuple[int, Any]:
 def run_train(args: argparse.Namespace) -> tuple[int, Any]:
     """Train, or resume."""
     if args.resume:
-        run = dk.resume(args.resume, wait=args.wait)
+        run = dk.resume(args.resume, wait=args.wait, dataset=dk.Dataset.open(args.data) if args.data else None)
     else:
         if not args.recipe or not args.data:
             raise DeimkitError(

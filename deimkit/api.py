@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from deimkit import recipes
 from deimkit.data.dataset import CategoryMap, Dataset, Split
-from deimkit.errors import CheckpointError, DeimkitError, RecipeError
+from deimkit.errors import CheckpointError, DataError, DeimkitError, RecipeError
 from deimkit.evaluation.measure import measure
 from deimkit.evaluation.report import report_run
 from deimkit.models.detector import Detector
 from deimkit.recipes.recipe import Recipe, as_size
 from deimkit.training import checkpoint
+from deimkit.training.claim import Claim
 from deimkit.training.machine import pick_device, pick_precision
 from deimkit.training.progress import Progress, Silent
 from deimkit.training.run import Plan, Run
@@ -103,8 +104,15 @@ def train(
     refuse_used(folder)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     planned = make_plan(
-        data=str(dataset.source), device=device, seed=seed, weights=weights and weight_file(weights), **plan
+        data=str(dataset.source),
+        fingerprint=dataset.fingerprint(),
+        device=device,
+        seed=seed,
+        weights=weights and weight_file(weights),
+        **plan,
     )
+    if dataset is data and not wait:
+        _same_data(planned)  # the other process cannot be handed a value, it opens the source
     pick_precision(planned.precision, pick_device(device))
     fitted = as_recipe(recipe).fit_to(usable(dataset, planned.on_problem), epochs=epochs, batch=batch, size=size)
     text = recipes.to_python(fitted)
@@ -118,24 +126,44 @@ def train(
 def resume(folder: str | Path | Run, wait: bool = True, progress: bool = True, dataset: Dataset | None = None) -> Run:
     """Continue the run in `folder` from its last checkpoint, exactly as if it had never stopped.
 
-    A finished run is left as it is. dataset: the one of the run, where it is open already.
+    A finished run is left as it is. dataset: what to go on with; by default the data that the run began with is opened
+    again, and `DataError` is raised if it is not what it was.
     """
     run = folder if isinstance(folder, Run) else Run(folder)
     shown = Progress() if progress else Silent()
     if run.finished and run.pid is None:
         shown.line(f"{run.folder} is finished: nothing is left to train.")
         return run
+    plan = Plan.read(run.folder)
+    if dataset is not None and plan.fingerprint != dataset.fingerprint():
+        plan = replace(plan, data=str(dataset.source), fingerprint=dataset.fingerprint())
+        with Claim(run.folder):
+            if not wait:
+                _same_data(plan)
+            plan.write(run.folder)
+            run.note("other data", data=plan.data, fingerprint=plan.fingerprint)
     if not wait:
         return run.start()
     with run.training():
         recipe = recipes.parse((run.folder / "recipe.py").read_text(encoding="utf-8"))
-        plan = Plan.read(run.folder)
-        dataset = dataset or Dataset.open(plan.data)
+        dataset = dataset or _same_data(plan)
         for note in dataset.notes:
             shown.line(note)
         Trainer(recipe, plan, dataset, run.folder, shown).fit()
         report_run(run, dataset)
     return run
+
+
+def _same_data(plan: Plan) -> Dataset:
+    """The dataset at the source of a run; `DataError` unless it holds what it held when the run began."""
+    dataset = Dataset.open(plan.data)
+    if plan.fingerprint not in ("", dataset.fingerprint()):
+        raise DataError(
+            f"The run was made for a dataset of ({plan.fingerprint}), and {plan.data} holds ({dataset.fingerprint()}). "
+            "To train on a value that no file holds, use wait=True; to go on with other data, say so: "
+            "resume(run, dataset=...)."
+        )
+    return dataset
 
 
 def evaluate(

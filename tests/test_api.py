@@ -111,6 +111,33 @@ def test_a_stop_request_is_heard_however_early(tmp_path, data):
     assert run.wait(timeout=120).state == "stopped"
 
 
+def test_a_run_goes_on_with_the_data_it_began_with(tmp_path, data):
+    """A subset is trained as given; what would silently put the whole source in its place is refused instead."""
+    subset = replace(data, train=data.train.take(range(4)))
+    options = dict(batch=2, size=64, device="cpu", workers=0, progress=False)
+    with pytest.raises(DataError, match=r"train: 4 images, .*holds \(train: 6 images, .*wait=True"):
+        dk.train(MICRO, subset, out=tmp_path / "x", epochs=1, wait=False, **options)
+    assert not (tmp_path / "x").exists()
+    run = dk.train(MICRO, subset, out=tmp_path / "x", epochs=2, **options)
+    assert run.events()[0]["images"]["train"] == 4
+    (run.folder / "events.jsonl").unlink()  # as if it were not finished
+    with pytest.raises(DataError, match=r"resume\(run, dataset="):
+        dk.resume(run, progress=False)
+    assert dk.resume(run, progress=False, dataset=subset).finished
+    (run.folder / "events.jsonl").unlink()
+    assert dk.resume(run, wait=False, dataset=data).wait(timeout=120).finished  # other data, but said so
+    assert [row["event"] for row in run.events()][:2] == ["other data", "launched"]
+
+
+def test_a_fingerprint_follows_the_annotations_and_not_the_place(data):
+    moved = replace(data.train, paths=[path.with_name("x") for path in data.train.paths])
+    assert moved.fingerprint() == data.train.fingerprint()
+    for field in ("sizes", "boxes", "labels", "crowd"):
+        values = getattr(data.train, field).copy()
+        values[0] = ~values[0] if values.dtype == bool else values[0] + 1
+        assert replace(data.train, **{field: values}).fingerprint() != data.train.fingerprint()
+
+
 def test_a_finished_run_is_left_alone(run, data, capsys):
     before = run.last.read_bytes(), run.events()
     assert dk.resume(run.folder).finished and dk.resume(run, wait=False).finished

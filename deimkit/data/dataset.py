@@ -76,6 +76,11 @@ class Dataset:
         """What was found while reading all splits."""
         return [problem for split in self.splits for problem in split.problems]
 
+    def fingerprint(self) -> str:
+        """What the dataset holds in a few words, which differ if an image, a box or a category does."""
+        parts = [f"{s.name}: {len(s)} images, {s.fingerprint()}" for s in self.splits if s is not self.test]
+        return f"{'; '.join(parts)}; {len(self.categories)} categories"
+
     def __repr__(self) -> str:
         parts = [f"{s.name} {len(s)} images with {len(s.labels)} boxes" for s in self.splits]
         return f"Dataset({self.name!r}, {len(self.categories)} categories: {', '.join(parts)})"

@@ -5,6 +5,7 @@ The arrays are packed so that the workers of a loader share their memory instead
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -171,6 +172,13 @@ class Split:
     def images_of_rows(self) -> Ints:
         """The image index of every box: (N,)."""
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with any image id, size, box or label, but not when the files are moved."""
+        digest = hashlib.sha256(json.dumps(list(self.ids)).encode())
+        for values in (self.sizes, self.starts, self.boxes, self.labels, self.crowd):
+            digest.update(np.ascontiguousarray(values))
+        return digest.hexdigest()[:12]
 
     def renamed(self, name: str) -> Split:
         """The same split under another name, by which its problems now call it, too."""

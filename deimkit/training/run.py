@@ -23,7 +23,8 @@ from deimkit.training.claim import HANDOVER, Claim, holder
 class Plan:
     """What a run needs to know beside its recipe; saved as `run.json`.
 
-    data: path of the dataset or "synthetic". device: "auto", "cpu", "cuda", "mps". precision: "auto" (bf16 on a GPU
+    data: path of the dataset or "synthetic". fingerprint: what it held when the run began (`Dataset.fingerprint`), or
+    "" if nobody looked. device: "auto", "cpu", "cuda", "mps". precision: "auto" (bf16 on a GPU
     that has it, else fp32), "bf16", "fp16", "fp32". workers: loader processes, or None for what suits the machine.
     accumulate: micro-batches per step. on_problem: "refuse" to train on a dataset with errors, or "skip" the images
     that have them. patience: epochs without a better AP before stopping, or None. evaluate_every: epochs between
@@ -31,6 +32,7 @@ class Plan:
     """
 
     data: str
+    fingerprint: str = ""
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0

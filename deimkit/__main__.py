@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--epochs", type=int)
     sub.add_argument("--batch", type=int, help="images per optimiser step")
     sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
+    sub.add_argument("--lr", type=float, help="base learning rate; the backbone's follows in proportion")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument(
@@ -117,6 +118,7 @@ def run_train(args: argparse.Namespace) -> tuple[int, Any]:
             epochs=args.epochs,
             batch=args.batch,
             size=pair(args.size),
+            lr=args.lr,
             device=args.device,
             seed=args.seed,
             wait=args.wait,

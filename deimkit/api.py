@@ -84,6 +84,7 @@ def train(
     epochs: int | None = None,
     batch: int | None = None,
     size: int | tuple[int, int] | None = None,
+    lr: float | None = None,
     device: str = "auto",
     seed: int = 0,
     wait: bool = True,
@@ -93,12 +94,12 @@ def train(
 ) -> Run:
     """Train `recipe` on `data` into the folder `out`, and return the run.
 
-    epochs, batch (total per step) and size (pixels, a multiple of 32) default to the recipe's; everything coupled to
-    them follows (`Recipe.fit_to`). wait=False trains in a process of its own and returns at once. weights: what to
-    start from, a run, a checkpoint, a published file or a Hugging Face folder; its head is mapped by class name.
-    Further options are the fields of `Plan`: precision, workers, accumulate, on_problem, patience, evaluate_every,
-    save_every. Raises `DataError`, `RecipeError`, `CheckpointError`, and nothing is written then; a folder that
-    already holds a trained run is refused: `resume(out)` continues it.
+    epochs, batch (total per step), size (pixels, a multiple of 32) and lr (the base rate) default to the recipe's;
+    everything coupled to them follows (`Recipe.fit_to`). wait=False trains in a process of its own and returns at
+    once. weights: what to start from, a run, a checkpoint, a published file or a Hugging Face folder; its head is
+    mapped by class name. Further options are the fields of `Plan`: precision, workers, accumulate, on_problem,
+    patience, evaluate_every, save_every. Raises `DataError`, `RecipeError`, `CheckpointError`, and nothing is written
+    then; a folder that already holds a trained run is refused: `resume(out)` continues it.
     """
     folder = Path(out)
     refuse_used(folder)
@@ -114,7 +115,8 @@ def train(
     if dataset is data and not wait:
         _same_data(planned)  # the other process cannot be handed a value, it opens the source
     pick_precision(planned.precision, pick_device(device))
-    fitted = as_recipe(recipe).fit_to(usable(dataset, planned.on_problem), epochs=epochs, batch=batch, size=size)
+    learned = usable(dataset, planned.on_problem)
+    fitted = as_recipe(recipe).fit_to(learned, epochs=epochs, batch=batch, size=size, lr=lr)
     text = recipes.to_python(fitted)
     recipes.parse(text)  # a recipe that could not be read back could not be resumed either
     folder.mkdir(parents=True, exist_ok=True)

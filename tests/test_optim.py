@@ -185,7 +185,7 @@ def test_impossible_optimisers_are_refused(fields: dict[str, Any], reason: str) 
 def test_rates_follow_the_batch() -> None:
     doubled = TRAINING["deim_dfine_l"].optim().scaled_to_batch(32, 64)
     assert (doubled.lr, doubled.backbone_lr, doubled.weight_decay) == (1e-3, 5e-5, 1.25e-4)
-    assert Optim().scaled_to_batch(32, 32) == Optim()
+    assert Optim().scaled_to_batch(32, 32) == Optim().scaled_to_batch(32, 4) == Optim()
     with pytest.raises(RecipeError, match="at least one image"):
         Optim().scaled_to_batch(32, 0)
 

@@ -111,7 +111,15 @@ def test_a_small_dataset_gets_a_small_batch():
     assert recipes.tiny.fit_to(10).batch == recipes.tiny.batch == 4
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"batch": -3}, {"size": 100}, {"size": (320, 0)}])
+def test_a_rate_that_is_given_is_the_base_rate():
+    optim = recipes.get("deim_dfine_n").fit_to(205, lr=4e-4).optim
+    assert (optim.lr, optim.backbone_lr) == (4e-4, 2e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"batch": 0}, {"batch": -3}, {"size": 100}, {"size": (320, 0)}, {"lr": 0.0}, {"lr": float("nan")}],
+)
 def test_an_impossible_fit_is_refused(wrong):
     with pytest.raises(RecipeError):
         recipes.tiny.fit_to(100, **wrong)

@@ -352,6 +352,31 @@ def poison(monkeypatch, bad: set[int] | range, count: list[int]) -> None:
     monkeypatch.setattr(module.Trainer, "_losses", losses)
 
 
+def test_an_evaluation_that_does_not_fit_takes_fewer_images_at_a_time(tmp_path, data, monkeypatch):
+    from deimkit.evaluation import measure as evaluation
+
+    tried, measure = [], evaluation.measure
+
+    def small(*args, batch, **options):
+        tried.append(batch)
+        if batch > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(*args, batch=batch, **options)
+
+    monkeypatch.setattr(evaluation, "measure", small)
+    assert trainer(tmp_path, data, replace(MICRO, timeline=CLOCK.scaled_to(2, 3))).fit().finished
+    assert tried == [4, 2, 1] * 2
+
+
+def test_only_the_newest_batches_are_kept_for_replay(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(module, "REPLAYS", 3)
+    monkeypatch.setattr(module, "SKIPS", 100)
+    poison(monkeypatch, set(range(9)), [])
+    run = trainer(tmp_path, data).fit()
+    assert len(events(run, "skipped")) == 9
+    assert sorted(p.name for p in (tmp_path / "replay").iterdir()) == [f"epoch2_step{k}.pt" for k in range(3)]
+
+
 def test_a_skipped_step_leaves_no_trace_but_a_record(tmp_path, data, monkeypatch):
     poison(monkeypatch, {1}, [])
     states = []

@@ -177,7 +177,7 @@ class Split:
         """Twelve hex digits that change with any image id, size, box or label, but not when the files are moved."""
         digest = hashlib.sha256(json.dumps(list(self.ids)).encode())
         for values in (self.sizes, self.starts, self.boxes, self.labels, self.crowd):
-            digest.update(np.ascontiguousarray(values))
+            digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:12]
 
     def renamed(self, name: str) -> Split:

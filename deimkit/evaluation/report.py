@@ -25,7 +25,8 @@ from torch import Tensor
 from deimkit.boxes import iou_giou, xyxy_to_cxcywh
 from deimkit.errors import DataError
 from deimkit.structures import Detections
-from deimkit.training.run import Run, read_rows
+from deimkit.training.machine import pick_device
+from deimkit.training.run import Plan, Run, read_rows
 from deimkit.training.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ def report_run(run: Run, dataset: Dataset, images: int = 200) -> Path:
 
     recipe = run.folder / "recipe.py"
     timeline = parse(recipe.read_text(encoding="utf-8")).timeline if recipe.is_file() else None
-    shown = best_and_worst(load(run), dataset.val, images=images) if dataset.val and run.best.is_file() else []
+    shown: Sequence[tuple[str, bytes | Figure]] = []
+    if dataset.val and run.best.is_file():
+        detector = load(run).to(pick_device(Plan.read(run.folder).device))
+        shown = best_and_worst(detector, dataset.val, images=images)
     return write_report(run.folder, shown, timeline)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -86,14 +87,16 @@ class Recipe:
         epochs: int | None = None,
         batch: int | None = None,
         size: int | tuple[int, int] | None = None,
+        lr: float | None = None,
     ) -> Recipe:
         """This recipe for another dataset: give epochs, batch and size, and every coupled number follows.
 
         `dataset` is a Dataset or its number of training images. Derived: stages, flat part and clean tail of the
         timeline and its warm-up (never longer than `Timeline.WARMUP_SHARE` of the run), learning rates and EMA for the
         batch, the mosaic tile for the size. A batch that is not given is the recipe's, halved (not below `LEAST_BATCH`)
-        until an epoch has `LEAST_STEPS` steps: 205 images are 25 steps of 8, not one of 128. Raises `RecipeError` if
-        the result is impossible.
+        until an epoch has `LEAST_STEPS` steps: 205 images are 25 steps of 8, not one of 128. lr: the base rate, which
+        the backbone's follows in proportion; by default what `Optim.scaled_to_batch` says. Raises `RecipeError` if the
+        result is impossible.
         """
         if not isinstance(dataset, int) and dataset.train is None:
             raise RecipeError(f"{dataset!r} has no train split to learn from.")
@@ -106,11 +109,14 @@ class Recipe:
                 f"batch={batch}."
             )
         height_width = self.size if size is None else as_size(size)
+        if lr is not None and not (0 < lr < math.inf):
+            raise RecipeError(f"The learning rate must be above 0; got {lr}. The recipe's is {self.optim.lr:g}.")
         steps = max(images // batch, 1)
+        optim = self.optim.scaled_to_batch(self.batch, batch) if lr is None else self.optim.times(lr / self.optim.lr)
         return replace(
             self,
             timeline=self.timeline.scaled_to(epochs, steps),
-            optim=self.optim.scaled_to_batch(self.batch, batch),
+            optim=optim,
             augment=self.augment.scaled_to_size(self.size, height_width),
             batch=batch,
             size=height_width,

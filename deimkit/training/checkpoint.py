@@ -31,12 +31,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0
         raise CheckpointError(
             f"Could not write {path} ({error}); {free:.0f} MiB are free there. The previous checkpoint is intact. "
             "Free some space or choose another folder, then resume."
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if something went wrong
 
 
 def copy(source: Path, target: Path) -> None:

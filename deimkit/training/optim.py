@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -127,14 +126,16 @@ class Optim:
     def scaled_to_batch(self, published: int, batch: int) -> Optim:
         """Both rates for another batch than the one of `published` images that they were made for.
 
-        A larger batch raises them in proportion, as the authors advise; a smaller one lowers them by the square root:
-        that suits Adam, whose steps do not shrink with the gradient (Malladi et al., 2022), and small datasets trained
-        from scratch. Their other halves (EMA and warm-up) follow from the steps of the run: `Timeline.scaled_to`.
+        A larger batch raises them in proportion, as the authors advise; a smaller one leaves them alone: Adam's steps
+        do not grow with the batch, and a small dataset needs the pace (README, "Where we differ"). Their other halves
+        (EMA and warm-up) follow from the steps of the run: `Timeline.scaled_to`.
         """
         if published < 1 or batch < 1:
             raise RecipeError(f"A batch has at least one image; got {batch} for {published}.")
-        ratio = batch / published
-        factor = ratio if ratio > 1 else math.sqrt(ratio)
+        return self.times(max(batch / published, 1.0))
+
+    def times(self, factor: float) -> Optim:
+        """Both rates `factor` times as high."""
         return replace(self, lr=self.lr * factor, backbone_lr=self.backbone_lr * factor)
 
 

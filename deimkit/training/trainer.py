@@ -32,7 +32,9 @@ from deimkit.training.timeline import BestTracker
 
 SKIPS = 5  # non-finite steps in a row before the run goes back to its last checkpoint
 ROLLBACKS = 2  # times it goes back before it stops
-POSITION = ("epoch", "step_in_epoch", "global_step", "best_epoch", "skips", "rollbacks")
+VAL_PER_WORKER = 256  # images to measure on that are worth starting a process for
+REPLAYS = 20  # batches of non-finite steps that are kept for a look, the newest
+POSITION = ("epoch", "step_in_epoch", "global_step", "epoch_s", "best_epoch", "skips", "rollbacks")
 
 
 class Trainer:
@@ -92,6 +94,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.ema = EMA.of(self.model, self.timeline)
         self.epoch, self.step_in_epoch, self.global_step = 0, 0, 0
+        self.epoch_s = 0.0  # spent on the steps of the current epoch
         self.tracker = BestTracker(self.timeline.augment, reloads=self.recipe.return_to_best)
         self.best_epoch = -1
         self.skips, self.rollbacks = 0, 0
@@ -183,7 +186,7 @@ class Trainer:
             self.best_epoch = self.epoch
         if reload:
             self._return_to_best()
-        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.epoch, self.step_in_epoch, self.epoch_s = self.epoch + 1, 0, 0.0
         self._keep(save)
 
     # ------------------------------------------------------------------ one epoch
@@ -191,7 +194,8 @@ class Trainer:
         """Train the rest of the current epoch; False if asked to stop in the middle."""
         if self.step_in_epoch == 0 and self.tracker.starts(self.epoch):
             self._return_to_best()
-        started, first = time.monotonic(), self.step_in_epoch
+        started = last = time.monotonic()
+        first = self.step_in_epoch
         self.ema.decay = self.timeline.ema_decay_at(self.epoch, self.tracker.refreshes)
         self.model.train()
         for batch in self._batches():
@@ -201,12 +205,13 @@ class Trainer:
             self.global_step += 1
             now = time.monotonic()
             per_step = (now - started) / (self.step_in_epoch - first)
+            self.epoch_s += now - last
+            last = now
             self._tell(batch, terms, per_step, now - before)
             if self._asked_to_stop():
                 return False
             if self.plan.save_every and self.global_step % self.plan.save_every == 0:
                 self._save(self.run.last)
-        self.epoch_s = time.monotonic() - started
         return True
 
     def _batches(self) -> Iterator[Batch]:
@@ -316,7 +321,11 @@ class Trainer:
         where = {"epoch": self.epoch, "step": self.step_in_epoch}
         replay = self.folder / "replay" / f"epoch{self.epoch}_step{self.step_in_epoch}.pt"
         replay.parent.mkdir(exist_ok=True)
-        torch.save({"images": batch.images.cpu(), "names": batch.names, **vars(batch.targets.to("cpu"))}, replay)
+        older = sorted(replay.parent.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
+        for path in older[: max(len(older) - REPLAYS + 1, 0)]:
+            path.unlink()
+        state = {"images": batch.images.cpu(), "names": batch.names, **vars(batch.targets.to("cpu"))}
+        checkpoint.save(replay, state)
         self.run.note("skipped", why=str(error), images=batch.names, batch=replay, **where)
         self.progress.line(
             f"skipped step {self.step_in_epoch} of epoch {self.epoch}: {error} Its batch is in {replay}."
@@ -364,18 +373,24 @@ class Trainer:
     def _measure(self) -> dict[str, Any]:
         from deimkit.evaluation.measure import measure
 
+        batch = max(1, min(2 * self.recipe.batch // self.plan.accumulate, 32))
         while True:
             try:
                 return measure(
                     cast(Detector, self.ema.model),
                     self.splits["val"],
                     size=self.recipe.size,
-                    batch=max(1, min(2 * self.recipe.batch // self.plan.accumulate, 32)),
+                    batch=batch,
                     device=self.device,
+                    workers=min(self.loader.workers, len(self.splits["val"]) // VAL_PER_WORKER),
                     note=self.progress.note,
                 )
             except DataError as error:
                 self._drop("val", error)
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch //= 2
 
     def _return_to_best(self) -> None:
         """Take up the best weights from before the clean stage again, as the published two-stage solver does."""

@@ -111,8 +111,11 @@ class Pairs:
 
 
 def _gather(outputs: Iterable[Output], matches: Iterable[Match], field: str) -> Tensor:
-    pairs = zip(outputs, matches, strict=True)
-    return widen(torch.cat([getattr(output.preds, field)[match.image, match.query] for output, match in pairs]))
+    rows = []
+    for output, match in zip(outputs, matches, strict=True):
+        values = getattr(output.preds, field)  # (B, Q, ...)
+        rows.append(values.flatten(0, 1).index_select(0, match.image * values.shape[1] + match.query))
+    return widen(torch.cat(rows))
 
 
 def _overlap(boxes: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +172,7 @@ class ClassLoss(Loss):
         for part in pairs.runs(lambda output: output.preds.logits.shape):
             z = part.stack("logits")  # (k, B, Q, C)
             background = self._entries(z, 0.0, 0.0).flatten(1).sum(1)
-            z = z.flatten()[part.places() * z.shape[-1] + part.labels]  # (M,)
+            z = z.flatten().index_select(0, part.places() * z.shape[-1] + part.labels)  # (M,)
             matched = self._entries(z, 1.0, part.iou.detach()) - self._entries(z, 0.0, 0.0)
             values.append((background + part.sum(matched)) / part.count)
         return torch.cat(values)

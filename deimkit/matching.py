@@ -20,6 +20,7 @@ from deimkit.errors import NonFiniteError
 from deimkit.structures import Match, Output, Targets
 
 CELLS = 2**20  # costs worked out at once: bounds the memory that a crowded batch takes
+ALONE = 2**20  # costs up to which one thread is done before several have come to terms
 
 
 class Matcher(Protocol):
@@ -104,9 +105,9 @@ def _solve(outputs: Sequence[Output], table: NDArray[np.float32], order: Tensor)
     image, cost = table[:, 0].astype(np.int64), table[:, 1:]
     images = list(pairwise([*np.flatnonzero(np.diff(image, prepend=-1)), len(image)]))  # first and last row of each
     queries = list(pairwise(accumulate([output.preds.boxes.shape[1] for output in outputs], initial=0)))
-    bad = np.argwhere(~np.isfinite(cost))
-    if len(bad):
-        row, column = bad[0]
+    finite = np.isfinite(cost)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
         name = next(output.name for output, (_, end) in zip(outputs, queries, strict=True) if column < end)
         raise NonFiniteError(
             f"Predictions to match must be finite; those of output {name!r} are not in image {image[row]} of the "
@@ -122,7 +123,7 @@ def _solve(outputs: Sequence[Output], table: NDArray[np.float32], order: Tensor)
         return Match(torch.from_numpy(image[row]), torch.from_numpy(query), order[torch.from_numpy(row)])
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # scipy lets go of the interpreter lock
-        return list(pool.map(solve, queries))
+        return list(pool.map(solve, queries) if cost.size > ALONE else map(solve, queries))
 
 
 def union(matches: Iterable[Match]) -> Match:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deimkit.boxes import cxcywh_to_xyxy, iou_giou, xyxy_to_cxcywh
 from deimkit.errors import NonFiniteError
-from deimkit.matching import CELLS, Hungarian, union, widen
+from deimkit.matching import ALONE, CELLS, Hungarian, union, widen
 from deimkit.structures import Match, Output, Predictions, Targets
 
 
@@ -111,12 +111,13 @@ def test_same_target_twice_takes_two_queries() -> None:
     assert len(match.query.unique()) == 2 and sorted(match.target.tolist()) == [0, 1]
 
 
-def test_crowd_is_worked_out_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crowd_is_worked_out_in_parts_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     targets, outputs = random_targets(40, 7, 25), [random_output(3, 30), random_output(3, 20)]
     whole = Hungarian()(outputs, targets)
     monkeypatch.setattr("deimkit.matching.CELLS", 500)
+    monkeypatch.setattr("deimkit.matching.ALONE", 0)
     parts = Hungarian()(outputs, targets)
-    assert CELLS > 72 * 50
+    assert min(CELLS, ALONE) > 72 * 50
     assert all(torch.equal(a, b) for x, y in zip(whole, parts, strict=True) for a, b in zip(x, y, strict=True))
 
 

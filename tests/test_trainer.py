@@ -25,7 +25,7 @@ from deimkit.errors import CheckpointError, DataError, DeimkitError, NonFiniteEr
 from deimkit.structures import Batch, Targets
 from deimkit.training import checkpoint, claim
 from deimkit.training import trainer as module
-from deimkit.training.machine import pick_device, pick_precision
+from deimkit.training.machine import peak_memory, pick_device, pick_precision
 from deimkit.training.progress import Progress
 from deimkit.training.run import Plan, Run, append, keep_rows, plain, read_rows
 from tests.micro import CLOCK, MICRO, equal, same, scenes, tensors, trainer
@@ -320,6 +320,15 @@ def test_a_forked_worker_does_not_hold_its_parents_claim(tmp_path):
         assert claim.holder(tmp_path) is None
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_peak_memory_is_that_of_this_process_alone():
+    """Not of the process that started it, which may be a notebook that holds a dataset."""
+    size = "from deimkit.training.machine import peak_memory; print(peak_memory())"
+    block = np.ones(2**29, np.uint8)
+    assert block.nbytes < peak_memory()
+    child = subprocess.run([sys.executable, "-c", size], capture_output=True, text=True, check=True)
+    assert 2**20 < int(child.stdout) < peak_memory()
 
 
 def test_rows_are_strict_json(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 import torch
 
@@ -37,6 +39,17 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type == "cpu":
         raise DeimkitError("precision='fp16' needs a GPU; on a CPU use 'fp32' or 'bf16'.")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def peak_memory() -> int:
+    """The most memory this process has had at once so far, in bytes."""
+    import resource
+
+    status = Path("/proc/self/status")  # Linux: its getrusage counts what the parent had when it started this process
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def default_workers() -> int:

@@ -24,7 +24,7 @@ from deimkit.errors import DataError, DeimkitError, NonFiniteError
 from deimkit.models.detector import Detector
 from deimkit.structures import Batch, Targets
 from deimkit.training import checkpoint
-from deimkit.training.machine import default_workers, pick_device, pick_precision
+from deimkit.training.machine import default_workers, peak_memory, pick_device, pick_precision
 from deimkit.training.optim import EMA
 from deimkit.training.progress import Progress
 from deimkit.training.run import Plan, Run, append, keep_rows
@@ -470,10 +470,7 @@ class Trainer:
     def _memory(self) -> float:
         if self.device.type == "cuda":
             return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return round(peak / (2**20 if platform.system() == "Darwin" else 2**10), 1)
+        return round(peak_memory() / 2**20, 1)
 
     def _cuda_devices(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []

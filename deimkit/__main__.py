@@ -7,11 +7,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import deimkit as dk
 from deimkit.errors import DeimkitError
 from deimkit.training.run import plain
+
+if TYPE_CHECKING:
+    from deimkit.data.split import Split
 
 INTERRUPTED = 130  # the exit status of a program that was interrupted, as shells know it
 
@@ -151,7 +154,13 @@ def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
         detector, split, size=pair(args.size), batch=args.batch, device=args.device, backend=args.backend
     )
     print(table(result))
-    return 0, result
+    left_out = len(split.problems)
+    if left_out:
+        print(f"{left_out} problem(s) of this split stayed out of it; `deimkit doctor {args.data}` lists them")
+    paper = claimed(args.what, split)
+    if paper is not None:
+        print(f"claimed on COCO val2017 ({paper.table}): {claims(paper)}")
+    return 0, {**result, "problems": left_out, "claimed": None if paper is None else vars(paper)}
 
 
 def run_predict(args: argparse.Namespace) -> tuple[int, Any]:
@@ -179,6 +188,26 @@ def run_doctor(args: argparse.Namespace) -> tuple[int, Any]:
     report = dk.doctor(args.data)
     print(report.table())
     return 0 if report.ok else 1, json.loads(report.to_json())
+
+
+def claimed(what: str, split: Split) -> dk.recipes.Paper | None:
+    """What a paper claims for the recipe of that name or run, if the split has COCO's classes; else None."""
+    from deimkit.weights.classes import COCO_NAMES
+
+    text = Path(what) / "recipe.py"
+    if what in dk.recipes.names():
+        recipe = dk.recipes.get(what)
+    elif text.is_file():
+        recipe = dk.recipes.parse(text.read_text(encoding="utf-8"))
+    else:
+        return None
+    return recipe.paper if split.categories.names == COCO_NAMES else None
+
+
+def claims(paper: dk.recipes.Paper) -> str:
+    """The six APs of a paper as fractions, named and aligned as in `table`."""
+    values = {name: getattr(paper, name.lower()) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+    return "  ".join(f"{name} {number(v and v / 100)}" for name, v in values.items())
 
 
 def pair(size: list[int] | None) -> int | tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -10,8 +11,10 @@ import sys
 import time
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import deimkit as dk
 from deimkit.data.dataset import Dataset
@@ -136,6 +139,46 @@ def test_a_fingerprint_follows_the_annotations_and_not_the_place(data):
         values = getattr(data.train, field).copy()
         values[0] = ~values[0] if values.dtype == bool else values[0] + 1
         assert replace(data.train, **{field: values}).fingerprint() != data.train.fingerprint()
+
+
+def test_a_dataset_of_extremes_from_training_to_prediction(tmp_path):
+    """A pixel, a panorama of 12,000, no box, 500 boxes, boxes beyond the image; 300 classes."""
+    shapes = {"pixel.png": (1, 1), "panorama.png": (40, 12000), "empty.png": (64, 48), "crowd.png": (64, 64)}
+    rng = np.random.default_rng(0)
+    boxes = {
+        "pixel.png": [[0, 0, 1, 1]],
+        "panorama.png": [[11000, 5, 900, 30], [-50, -5, 80, 30]],
+        "empty.png": [],
+        "crowd.png": [[*xy, 8, 8] for xy in rng.uniform(0, 56, (500, 2)).tolist()],
+    }
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for name, shape in shapes.items():
+            Image.fromarray(rng.integers(0, 255, (*shape, 3), np.uint8)).save(tmp_path / split / name)
+        found = [(i, box) for i, name in enumerate(shapes) for box in boxes[name]]
+        content = {
+            "images": [
+                {"id": i, "file_name": name, "height": h, "width": w} for i, (name, (h, w)) in enumerate(shapes.items())
+            ],
+            "annotations": [
+                {"id": n + 1, "image_id": i, "category_id": n % 300, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+                for n, (i, box) in enumerate(found)
+            ],
+            "categories": [{"id": c, "name": f"thing {c}"} for c in range(300)],
+        }
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    data = Dataset.open(tmp_path)
+    assert len(data.train) == len(data.val) == 4 and len(data.categories) == 300
+    run = dk.train(MICRO, data, out=tmp_path / "run", epochs=4, batch=2, device="cpu", workers=0, progress=False)
+    assert run.finished and run.report.is_file()
+    assert {row["event"] for row in run.events()} <= {"started", "returned_to_best", "finished"}  # nothing was skipped
+    assert all(row["loss"] > 0 for row in run.metrics("step"))
+    assert 0 <= dk.evaluate(run, data.val, device="cpu")["AP"] <= 1
+    for path, found in zip(data.val.paths, dk.load(run).predict(data.val.paths, threshold=0.0), strict=True):
+        height, width = shapes[path.name]
+        assert found.size == (height, width) and len(found)
+        x, y = found.boxes[:, 0::2], found.boxes[:, 1::2]
+        assert min(x.min(), y.min()) >= 0 and x.max() <= width and y.max() <= height
 
 
 def test_a_finished_run_is_left_alone(run, data, capsys):

@@ -6,14 +6,16 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from deimkit import recipes
-from deimkit.__main__ import main, table
-from deimkit.data.dataset import Dataset
+from deimkit.__main__ import claimed, claims, main, table
+from deimkit.data.dataset import CategoryMap, Dataset
+from deimkit.weights.classes import COCO_NAMES
 from tests.micro import MICRO, scenes
 
 
@@ -87,6 +89,34 @@ def test_a_run_is_measured_and_predicts(capsys, tmp_path, data, run):
     (row,) = last_line(capsys)
     assert row["image"] == image and set(row["objects"][0]) == {"name", "score", "box"}
     assert (tmp_path / f"000001_{Path(image).name}.png").is_file()
+
+
+def test_the_papers_claim_stands_beside_a_measurement_of_cocos_classes(capsys, tmp_path, data, run, monkeypatch):
+    coco = replace(data.val, categories=CategoryMap.of(list(COCO_NAMES)))
+    paper = claimed("deim_dfine_n", coco)
+    assert claims(paper) == "AP 0.430  AP50 0.604  AP75 0.462  APs 0.245  APm 0.471  APl 0.621"
+    assert claims(recipes.Paper("t", ap=50.0)).startswith("AP 0.500  AP50 -  ")
+    assert claimed("deim_dfine_n", data.val) is None and claimed(run, coco) is None and claimed("x.pt", coco) is None
+    (tmp_path / "recipe.py").write_text(recipes.to_python(recipes.get("deim_dfine_l")))
+    assert claimed(str(tmp_path), coco).ap == 54.7
+
+    monkeypatch.setattr("deimkit.__main__.claimed", lambda what, split: paper)
+    assert main(["eval", run, "--data", data.source, "--json", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert f"claimed on COCO val2017 (DEIM Table 11): {claims(paper)}" in printed
+    assert json.loads(printed[-1])["claimed"]["ap"] == 43.0
+
+
+def test_what_a_measurement_left_out_is_said(capsys, tmp_path, run):
+    broken = scenes(tmp_path)
+    annotations = next(Path(broken.source).rglob("*val*.json"))
+    state = json.loads(annotations.read_text())
+    state["annotations"][0]["bbox"][2] = 0
+    annotations.write_text(json.dumps(state))
+    assert main(["eval", run, "--data", broken.source, "--json", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("1 problem(s) of this split stayed out of it") for line in printed)
+    assert json.loads(printed[-1])["problems"] == 1
 
 
 def test_a_weight_file_needs_its_recipe(capsys, data, run):

@@ -181,6 +181,16 @@ def test_a_dataset_of_extremes_from_training_to_prediction(tmp_path):
         assert min(x.min(), y.min()) >= 0 and x.max() <= width and y.max() <= height
 
 
+def test_real_images_are_learned_and_predicted(shared, tmp_path):
+    """Blood cells: the path of the README's table, at a size that a test can afford."""
+    cells = Dataset.open(shared / "data" / "bccd")
+    few = replace(cells, train=cells.train.take(range(8)), val=cells.val.take(range(4)))
+    run = dk.train(MICRO, few, out=tmp_path, epochs=2, batch=4, size=96, device="cpu", workers=0, progress=False)
+    assert run.finished and set(run.metrics("epoch")[-1]["per_class"]) == {"RBC", "WBC", "Platelets"}
+    found = dk.load(run).predict(cells.val.paths[0], threshold=0.0)
+    assert len(found) and set(found.names) <= {"RBC", "WBC", "Platelets"}
+
+
 def test_a_finished_run_is_left_alone(run, data, capsys):
     before = run.last.read_bytes(), run.events()
     assert dk.resume(run.folder).finished and dk.resume(run, wait=False).finished

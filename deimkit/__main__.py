@@ -94,14 +94,14 @@ def run_recipes(args: argparse.Namespace) -> tuple[int, Any]:
         print(text, end="")
         return 0, {"name": args.name, "recipe": text}
     rows = []
-    print(f"{'recipe':16} {'epochs':>6}  {'AP':>5}  {'M':>3}  {'GFLOPs':>6}  claimed in")
+    print(f"{'recipe':20} {'epochs':>6}  {'AP':>5}  {'M':>3}  {'GFLOPs':>6}  claimed in")
     for name in dk.recipes.names():
         recipe = dk.recipes.get(name)
         paper = recipe.paper
         row = {"name": name, "epochs": recipe.timeline.total, "batch": recipe.batch, "size": list(recipe.size)}
         rows.append(row | ({"paper": vars(paper)} if paper else {}))
         claim = f"{paper.ap:5.1f}  {paper.params_m:3.0f}  {paper.gflops:6.0f}  {paper.table}" if paper else ""
-        print(f"{name:16} {recipe.timeline.total:6}  {claim}".rstrip())
+        print(f"{name:20} {recipe.timeline.total:6}  {claim}".rstrip())
     return 0, rows
 
 

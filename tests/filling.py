@@ -12,7 +12,7 @@ def fill(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             leaf = name.rpartition(".")[2]
-            if not tensor.is_floating_point() or leaf in ("up", "reg_scale", "num_points_scale"):
+            if not tensor.is_floating_point() or leaf in ("up", "reg_scale", "num_points_scale", "n_points_scale"):
                 continue
             z = torch.randn(tensor.shape, generator=random)
             if leaf == "running_var":

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from deimkit.errors import CheckpointError
 from deimkit.models.detector import Detector
-from deimkit.recipes.archs import dfine_arch
+from deimkit.recipes.archs import dfine_arch, rtdetrv2_arch
 from deimkit.weights import load_hf, save_hf
 
 transformers = pytest.importorskip("transformers")
@@ -58,6 +58,31 @@ def test_a_folder_of_transformers_predicts_the_same_here(size: str, tmp_path: Pa
     detector = load_hf(tmp_path / "theirs")
     assert detector.categories.names == tuple(NAMES)
     assert max(differences(detector, theirs, images())) < 1e-5
+
+
+RESNETS = ["r18vd", pytest.param("r34vd", marks=slow), "r50vd", pytest.param("r101vd", marks=slow)]
+
+
+@pytest.mark.parametrize("size", RESNETS)
+def test_rtdetrv2_predicts_the_same_both_ways(size: str, tmp_path: Path) -> None:
+    detector = fill(Detector(rtdetrv2_arch(size, "relu"), NAMES))
+    save_hf(detector, tmp_path / "ours")
+    theirs, info = transformers.RTDetrV2ForObjectDetection.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()), info
+    assert max(differences(detector, theirs, images(128, 128))) < 1e-5
+    fill(theirs.float(), seed=1).save_pretrained(tmp_path / "theirs")
+    again = load_hf(tmp_path / "theirs")
+    assert again.arch.decoder == detector.arch.decoder and again.categories.names == tuple(NAMES)
+    assert max(differences(again, theirs, images(128, 128))) < 1e-5
+
+
+def test_discrete_sampling_is_that_of_transformers(tmp_path: Path) -> None:
+    arch = rtdetrv2_arch("r18vd", "relu")
+    detector = fill(Detector(replace(arch, decoder=replace(arch.decoder, discrete=True)), NAMES))
+    save_hf(detector, tmp_path)
+    theirs = transformers.RTDetrV2ForObjectDetection.from_pretrained(tmp_path)
+    assert theirs.config.decoder_method == "discrete" and load_hf(tmp_path).arch.decoder.discrete
+    assert max(differences(detector, theirs, images(128, 128))) < 1e-5
 
 
 @pytest.mark.parametrize("row_major", [True, False])

@@ -23,6 +23,8 @@ def test_a_recipe_is_rebuilt_from_what_it_prints(recipe):
 
 def test_the_names_of_the_papers_tables_are_there():
     wanted = {f"{prefix}dfine_{size}" for prefix in ("", "deim_") for size in "nsmlx"} | {"tiny"}
+    sizes = ("r18vd", "r34vd", "r50vd_m", "r50vd", "r101vd")
+    wanted |= {f"{prefix}rtdetrv2_{size}" for prefix in ("", "deim_") for size in sizes}
     assert wanted <= set(recipes.names())
     assert recipes.deim_dfine_n is recipes.get("deim_dfine_n")
 

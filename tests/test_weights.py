@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from torch import Tensor
 from deimkit.data.dataset import CategoryMap
 from deimkit.errors import CheckpointError
 from deimkit.models.detector import Detector
-from deimkit.recipes.archs import dfine_arch, hgnetv2
+from deimkit.models.refine import LookForwardTwice
+from deimkit.recipes.archs import RTDETRS, dfine_arch, hgnetv2, rtdetrv2_arch
 from deimkit.weights import (
     COCO_IDS,
     COCO_NAMES,
@@ -33,9 +35,14 @@ from deimkit.weights import (
 )
 from deimkit.weights.classes import ALIASES, OBJECTS365_OF_COCO, class_rows
 from deimkit.weights.config import categories_of, to_config
-from deimkit.weights.names import COMPUTED, PACKED, PUBLISHED_COPIES, from_hf, hf_names, to_hf
+from deimkit.weights.names import COMPUTED, PACKED, PUBLISHED_COPIES, from_hf, hf_names, layout_of, to_hf
 
 SIZES = ("n", "s", "m", "l", "x")
+KEY_MAPS = [f"dfine_{size}_{variant}" for size in SIZES for variant in ("base", "deim")]
+KEY_MAPS += [
+    f"rtdetrv2_{size}_{variant}" for size in ("r18vd", "r34vd", "r50vd", "r101vd") for variant in ("base", "deim")
+]
+KEY_MAPS += ["rtdetrv2_r50vd_m_deim"]
 EMBEDDING = "decoder.denoising_class_embed.weight"
 SCORE = "decoder.dec_score_head.0.weight"
 
@@ -68,23 +75,24 @@ def pth(trained: Detector, tmp_path: Path) -> Path:
 # ------------------------------------------------------------------ names
 
 
-@pytest.mark.parametrize("variant", ["base", "deim"])
-@pytest.mark.parametrize("size", SIZES)
-def test_names_are_those_of_the_key_map(shared: Path, size: str, variant: str) -> None:
+@pytest.mark.parametrize("model", KEY_MAPS)
+def test_names_are_those_of_the_key_map(shared: Path, model: str) -> None:
     expected: dict[str, list[str]] = {}
-    for published, theirs, _ in golden(shared, f"hf_keymap_dfine_{size}_{variant}.json")["pairs"]:
+    for published, theirs, _ in golden(shared, f"hf_keymap_{model}.json")["pairs"]:
         expected.setdefault(published, []).extend([theirs] if theirs else [])
-    assert {key: list(hf_names(key)) for key in expected} == expected
+    layout = layout_of(expected)
+    assert {key: list(hf_names(key, layout)) for key in expected} == expected
 
 
-@pytest.mark.parametrize("variant", ["base", "deim"])
-@pytest.mark.parametrize("size", SIZES)
-def test_names_come_back_bit_exactly(shared: Path, size: str, variant: str) -> None:
-    pairs = golden(shared, f"hf_keymap_dfine_{size}_{variant}.json")["pairs"]
+@pytest.mark.parametrize("model", KEY_MAPS)
+def test_names_come_back_bit_exactly(shared: Path, model: str) -> None:
+    pairs = golden(shared, f"hf_keymap_{model}.json")["pairs"]
     state = {key: torch.randn(6 if PACKED.fullmatch(key) else 2, 3) for key, _, _ in pairs}
-    state |= {copy: state[key] for copy, key in PUBLISHED_COPIES}
-    in_file = to_hf(state)
-    in_model = {name: x for key in state for name, x in zip(hf_names(key), parts(key, state[key]), strict=False)}
+    state |= {copy: state[key] for copy, key in PUBLISHED_COPIES if key in state}
+    in_file, layout = to_hf(state), layout_of(state)
+    in_model = {
+        name: x for key in state for name, x in zip(hf_names(key, layout), parts(key, state[key]), strict=False)
+    }
     for renamed in (in_file, in_model):
         back = from_hf(renamed)
         assert back.keys() == state.keys() - set(COMPUTED)
@@ -522,6 +530,40 @@ def test_the_config_says_what_the_published_one_says(shared: Path, size: str) ->
     arch = detect_arch(expected)
     assert arch.encoder.row_major and arch.activation == "relu"
     assert to_config(arch, CategoryMap.of(80)) | {"deimkit": 0} == ours | {"backbone_config": net, "deimkit": 0}
+
+
+@pytest.mark.parametrize("size", ["r18vd", "r34vd", "r50vd", "r101vd"])
+def test_the_config_of_rtdetrv2_says_what_the_published_one_says(shared: Path, size: str) -> None:
+    expected = golden(shared, f"hf_keymap_rtdetrv2_{size}_base.json")["summary"]["hf_config"]
+    ours = to_config(rtdetrv2_arch(size, "relu"), CategoryMap.of(80))
+    net = ours.pop("backbone_config")
+    assert net == {key: expected["backbone_config"][key] for key in net}
+    own = {"architectures", "deimkit", "dtype", "id2label", "label2id", "freeze_backbone_batch_norms"}
+    assert {key: ours[key] for key in ours.keys() - own} == {key: expected[key] for key in ours.keys() - own}
+    built = detect_arch(expected)
+    assert built.encoder.row_major and built.decoder == rtdetrv2_arch(size, "relu").decoder
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("size", RTDETRS)
+def test_rtdetrv2_survives_its_config_and_shows_its_recipe(shared: Path, size: str, activation: str) -> None:
+    arch = rtdetrv2_arch(size, activation)
+    assert detect_arch(json.loads(json.dumps(to_config(arch, CategoryMap.of(3))))) == arch
+    shapes = {k: torch.zeros(()).expand(x.shape) for k, x in published_state(Detector(arch, 3)).items()}
+    assert detect_arch(State("published.pth", shapes)) == arch
+
+
+def test_a_mixture_that_transformers_has_no_class_for_is_refused(tmp_path: Path) -> None:
+    arch = replace(dfine_arch("tiny", "relu"), refine=LookForwardTwice())
+    with pytest.raises(CheckpointError, match="no class for this mixture"):
+        save_hf(Detector(arch, 2), tmp_path, allow_mismatch=True)
+    many = rtdetrv2_arch("r18vd", "relu")
+    many = replace(many, decoder=replace(many.decoder, points=(3, 6, 3)))
+    with pytest.raises(CheckpointError, match="as many points on every level"):
+        to_config(many, CategoryMap.of(2))
+    with pytest.raises(CheckpointError, match="all 6 decoder layers, not only the first 3"):
+        save_hf(Detector(rtdetrv2_arch("r50vd_m", "relu"), 2), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])

@@ -18,7 +18,8 @@ class Memory(NamedTuple):
     """What the encoder saw, as the decoder reads it.
 
     tokens: (B, L, D), the cells of all levels row by row. shapes: each level's (height, width). values: per level
-    (B * H, D / H, h, w), the same numbers split by head, once for all layers.
+    (B * H, D / H, h, w), the same numbers split by head, once for all layers; or nothing where every layer projects
+    the tokens for itself.
     """
 
     tokens: Tensor
@@ -26,10 +27,11 @@ class Memory(NamedTuple):
     values: list[Tensor]
 
 
-def remember(maps: list[Tensor], heads: int) -> Memory:
-    """The memory made of maps (B, D, h, w), fine to coarse."""
+def remember(maps: list[Tensor], heads: int | None) -> Memory:
+    """The memory made of maps (B, D, h, w), fine to coarse, with values for so many heads, or without any."""
     tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
-    return Memory(tokens, tuple((x.shape[2], x.shape[3]) for x in maps), split_heads(maps, heads))
+    shapes = tuple((x.shape[2], x.shape[3]) for x in maps)
+    return Memory(tokens, shapes, [] if heads is None else split_heads(maps, heads))
 
 
 def split_heads(maps: list[Tensor], heads: int) -> list[Tensor]:
@@ -37,40 +39,57 @@ def split_heads(maps: list[Tensor], heads: int) -> list[Tensor]:
     return [full(x).reshape(x.shape[0] * heads, x.shape[1] // heads, *x.shape[2:]) for x in maps]
 
 
-def sample(values: list[Tensor], locations: Tensor, weights: Tensor, points: tuple[int, ...]) -> Tensor:
+def sample(
+    values: list[Tensor], locations: Tensor, weights: Tensor, points: tuple[int, ...], discrete: bool = False
+) -> Tensor:
     """The weighted sum of what lies at the sampled points, (B, Q, D).
 
     values: per level (B * H, D / H, h, w). locations: (B, Q, H, P, 2) x and y as fractions of the image, the points of
-    the finest level first. weights: (B, Q, H, P). points: points per level, summing to P. Bilinear, zero outside.
-    Source: Deformable-DETR Eq. 3.
+    the finest level first. weights: (B, Q, H, P). points: points per level, summing to P. Bilinear, zero outside; or
+    `discrete`: one cell each, chosen as in `cells`. Source: Deformable-DETR Eq. 3; RT-DETRv2.
     """
     b, q, h, p = weights.shape
     grid = (2 * locations - 1).permute(0, 2, 3, 1, 4).reshape(b * h, p, q, 2)  # in [-1, 1]
     share = weights.permute(0, 2, 3, 1).reshape(b * h, 1, p, q)
     seen = []
     for value, at, s in zip(values, grid.split(points, 1), share.split(points, 2), strict=True):
-        found = F.grid_sample(value, at, align_corners=False)  # (B * H, D / H, points, Q)
+        if discrete:
+            found = F.grid_sample(value, cells(at, *value.shape[2:]), mode="nearest", align_corners=False)
+        else:
+            found = F.grid_sample(value, at, align_corners=False)  # (B * H, D / H, points, Q)
         seen.append((found * s).sum(2))  # points before queries: on CPUs twice as fast as the other way round
     return torch.stack(seen).sum(0).reshape(b, h * values[0].shape[1], q).transpose(1, 2)
+
+
+def cells(grid: Tensor, height: int, width: int) -> Tensor:
+    """The centres of the cells that RT-DETRv2's discrete sampling reads for points (..., 2) in [-1, 1].
+
+    The cell is the one half a cell further right and down than the nearest, as published; beyond the border it is the
+    last one. No gradient passes.
+    """
+    size = grid.new_tensor([width, height])
+    index = ((grid + 1) / 2 * size + 0.5).trunc().clamp(min=0).minimum(size - 1)
+    return (2 * index + 1) / size - 1
 
 
 class DeformableAttention(nn.Module):
     """Queries choose where to look and how much each place counts; the values are the memory itself, unprojected.
 
-    width: D. heads: H. points: sampling points per level. Source: Deformable-DETR; RT-DETRv2 (points per level);
-    D-FINE drops the value and output projections.
+    width: D. heads: H. points: sampling points per level. discrete: they are whole cells, and stay where they start
+    (`cells`). Source: Deformable-DETR; RT-DETRv2 (points per level); D-FINE drops the value and output projections.
     """
 
     share: Tensor
 
-    def __init__(self, width: int, heads: int, points: tuple[int, ...]) -> None:
+    def __init__(self, width: int, heads: int, points: tuple[int, ...], discrete: bool = False) -> None:
         super().__init__()
-        self.heads, self.points = heads, points
+        self.heads, self.points, self.discrete = heads, points, discrete
         self.sampling_offsets = nn.Linear(width, heads * sum(points) * 2)
         self.attention_weights = nn.Linear(width, heads * sum(points))
         share = torch.tensor([1 / n for n in points for _ in range(n)])
         self.register_buffer("share", share[:, None], persistent=False)  # (P, 1): one over the points of the level
         self.reset()
+        self.sampling_offsets.requires_grad_(not discrete)
 
     def reset(self) -> None:
         """Start with head k looking in the k-th of H directions, point n of a level n steps away, and equal weights."""
@@ -90,4 +109,23 @@ class DeformableAttention(nn.Module):
         weights = full(self.attention_weights(query)).unflatten(-1, (self.heads, -1)).softmax(-1)  # (B, Q, H, P)
         boxes = boxes[:, :, None, None]  # (B, Q, 1, 1, 4)
         locations = boxes[..., :2] + full(offsets) * self.share * boxes[..., 2:] * 0.5
-        return sample(memory.values, locations, weights, self.points).to(query.dtype)
+        return sample(memory.values, locations, weights, self.points, self.discrete).to(query.dtype)
+
+
+class ProjectedAttention(DeformableAttention):
+    """Deformable attention whose layers each project what they read, and what they found (Deformable-DETR)."""
+
+    def __init__(self, width: int, heads: int, points: tuple[int, ...], discrete: bool = False) -> None:
+        super().__init__(width, heads, points, discrete)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, query: Tensor, boxes: Tensor, memory: Memory) -> Tensor:
+        """As `DeformableAttention`, from the tokens of the memory."""
+        tokens = self.value_proj(memory.tokens).transpose(1, 2)  # (B, D, L)
+        levels = zip(tokens.split([h * w for h, w in memory.shapes], 2), memory.shapes, strict=True)
+        values = split_heads([level.unflatten(2, shape) for level, shape in levels], self.heads)
+        return self.output_proj(super().forward(query, boxes, memory._replace(values=values)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deimkit.models.attention import DeformableAttention, Memory, remember
+from deimkit.models.attention import DeformableAttention, Memory, ProjectedAttention, remember
 from deimkit.models.layers import MLP, ConvNorm, activation
-from deimkit.models.refine import FDRHeads, State
+from deimkit.models.refine import DeltaHeads, FDRHeads
 from deimkit.structures import Predictions
 
 LARGEST_HALF = 65504.0  # float16 ends here
@@ -18,13 +19,23 @@ LARGEST_HALF = 65504.0  # float16 ends here
 
 @dataclass(frozen=True)
 class Decoder:
-    """The numbers of one decoder: its layers, their width D, the feed-forward width, points per level, and heads."""
+    """The numbers of one decoder: its layers, their width D, the feed-forward width, points per level, and heads.
+
+    gated: D-FINE's layer, which reads the memory as it is and lets what it sees in through a gate; False is
+    RT-DETRv2's, which projects what it reads and adds what it sees. position: hidden widths, in multiples of D, of the
+    MLP that turns a box into its position code. discrete: see `DeformableAttention`. asked: the layer whose answer
+    counts in evaluation, the last one it then computes; None is the last there is.
+    """
 
     layers: int
     width: int
     ffn: int
     points: tuple[int, ...]
     heads: int = 8
+    gated: bool = True
+    position: tuple[int, ...] = (2,)
+    discrete: bool = False
+    asked: int | None = None
 
     def build(self, inputs: int, act: str) -> TransformerDecoder:
         """The module for one encoder map of `inputs` channels per entry of `points`, with fresh weights."""
@@ -36,40 +47,45 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, spec: Decoder, inputs: int, act: str) -> None:
         super().__init__()
-        self.heads = spec.heads
-        self.input_proj = nn.ModuleList(projection(inputs, spec.width) for _ in spec.points)
-        self.position = MLP(4, 2 * spec.width, spec.width, act=act)
-        for linear in self.position.layers:
+        self.heads, self.gated = spec.heads, spec.gated
+        self.asked = spec.layers - 1 if spec.asked is None else spec.asked
+        always = not spec.gated
+        self.input_proj = nn.ModuleList(projection(inputs, spec.width, always) for _ in spec.points)
+        self.position = MLP(4, *(times * spec.width for times in spec.position), spec.width, act=act)
+        for linear in self.position.layers[:2]:
             nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
         layer = DecoderLayer(spec, act)
         self.layers = nn.ModuleList(deepcopy(layer) for _ in range(spec.layers))
 
     def remember(self, maps: list[Tensor]) -> Memory:
         """The encoder's maps, fine to coarse, as every layer will read them."""
-        return remember([project(x) for project, x in zip(self.input_proj, maps, strict=True)], self.heads)
+        projected = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
+        return remember(projected, self.heads if self.gated else None)
 
     def forward(
-        self, hidden: Tensor, boxes: Tensor, memory: Memory, blocked: Tensor | None, refine: FDRHeads
+        self, hidden: Tensor, boxes: Tensor, memory: Memory, blocked: Tensor | None, refine: FDRHeads | DeltaHeads
     ) -> tuple[list[Predictions], Predictions | None]:
         """What each layer predicts for queries of content (B, Q, D) and reference boxes (B, Q, 4) cxcywh in [0, 1].
 
-        blocked: (Q, Q) True where a query (row) may not look at another (column). In evaluation only the last layer is
-        asked. The second value is what was predicted before any refinement, where `refine` predicts that.
+        blocked: (Q, Q) True where a query (row) may not look at another (column). In evaluation only one layer is
+        asked, and none after it is computed. The second value is what was predicted before any refinement, where
+        `refine` predicts that.
         """
         answers: list[Predictions] = []
-        state: State | None = None
-        for i, layer in enumerate(self.layers):
-            position = self.position(boxes.to(hidden.dtype)).clamp(-10, 10)
+        state: Any = None  # the refinement's own
+        for i, layer in enumerate(self.layers if self.training else self.layers[: self.asked + 1]):
+            position = self.position(boxes.to(hidden.dtype))
+            position = position.clamp(-10, 10) if self.gated else position
             hidden = layer(hidden, position, boxes, memory, blocked)
-            preds, boxes, state = refine(i, hidden, boxes, state, answer=self.training or i == len(self.layers) - 1)
+            preds, boxes, state = refine(i, hidden, boxes, state, answer=self.training or i == self.asked)
             if preds is not None:
                 answers.append(preds)
         return answers, state and state.pre
 
 
-def projection(inputs: int, width: int) -> nn.Module:
-    """A map to the decoder's width, where it does not have it already."""
-    if inputs == width:
+def projection(inputs: int, width: int, always: bool) -> nn.Module:
+    """A map to the decoder's width, where it does not have it already, or `always`."""
+    if inputs == width and not always:
         return nn.Identity()
     project = ConvNorm(inputs, width, 1)
     nn.init.xavier_uniform_(project.conv.weight)
@@ -77,14 +93,19 @@ def projection(inputs: int, width: int) -> nn.Module:
 
 
 class DecoderLayer(nn.Module):
-    """Self attention, deformable attention let in through a gate, feed-forward; post-norm (D-FINE)."""
+    """Self attention, deformable attention, feed-forward; post-norm (RT-DETR; D-FINE where it is gated)."""
 
     def __init__(self, spec: Decoder, act: str) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(spec.width, spec.heads, batch_first=True)
         self.norm1 = nn.LayerNorm(spec.width)
-        self.cross_attn = DeformableAttention(spec.width, spec.heads, spec.points)
-        self.gateway = Gate(spec.width)
+        attention = DeformableAttention if spec.gated else ProjectedAttention
+        self.cross_attn = attention(spec.width, spec.heads, spec.points, spec.discrete)
+        self.gated = spec.gated
+        if spec.gated:
+            self.gateway = Gate(spec.width)
+        else:
+            self.norm2 = nn.LayerNorm(spec.width)
         self.linear1 = nn.Linear(spec.width, spec.ffn)
         self.act = activation(act)
         self.linear2 = nn.Linear(spec.ffn, spec.width)
@@ -99,7 +120,8 @@ class DecoderLayer(nn.Module):
         query = hidden + position
         seen, _ = self.self_attn(query, query, hidden, attn_mask=blocked, need_weights=False)
         hidden = self.norm1(hidden + seen)
-        hidden = self.gateway(hidden, self.cross_attn(hidden + position, boxes, memory))
+        seen = self.cross_attn(hidden + position, boxes, memory)
+        hidden = self.gateway(hidden, seen) if self.gated else self.norm2(hidden + seen)
         hidden = hidden + self.linear2(self.act(self.linear1(hidden)))
         return self.norm3(hidden.clamp(-LARGEST_HALF, LARGEST_HALF))
 

@@ -18,7 +18,8 @@ from deimkit.models.groups import Denoise, QueryGroup, blocked
 from deimkit.models.hgnetv2 import HGNetV2
 from deimkit.models.layers import fuse
 from deimkit.models.queries import TopK
-from deimkit.models.refine import FDR
+from deimkit.models.refine import FDR, LookForwardTwice
+from deimkit.models.resnet import ResNetVD
 from deimkit.structures import Detections, Output, Predictions, Targets
 
 # How our names begin, and how the published weight files call the same: the first prefix that fits is exchanged.
@@ -42,16 +43,16 @@ class Arch:
     """What a detector is made of; its `repr` is Python that rebuilds it.
 
     backbone: images to maps. encoder: maps to maps of one width. decoder: the layers. queries: where queries start.
-    groups: which queries train along. refine: how boxes improve. activation: "silu" (DEIM) or "relu" (D-FINE) in the
-    decoder and all prediction heads.
+    groups: which queries train along. refine: how boxes improve. activation: "silu" (DEIM) or "relu" (plain D-FINE and
+    RT-DETRv2) in the decoder and all prediction heads.
     """
 
-    backbone: HGNetV2
+    backbone: HGNetV2 | ResNetVD
     encoder: Hybrid
     decoder: Decoder
     queries: TopK = TopK(300)
     groups: tuple[Denoise, ...] = (Denoise(100),)
-    refine: FDR = FDR()
+    refine: FDR | LookForwardTwice = FDR()
     activation: str = "silu"
 
 
@@ -59,7 +60,7 @@ class Detector(nn.Module):
     """A detector with fresh weights for some categories (a count, names, or a CategoryMap).
 
     In training `detector(images, targets)` returns one `Output` per supervised set of predictions; in evaluation
-    `detector(images)` returns the last layer's `Predictions`.
+    `detector(images)` returns the `Predictions` of the layer that is asked, the last one as a rule.
     """
 
     def __init__(self, arch: Arch, categories: CategoryMap | int | list[str]) -> None:

@@ -36,6 +36,29 @@ class GELAN:
 
 
 @dataclass(frozen=True)
+class CSPRep:
+    """RT-DETR's way to fuse two maps: one CSP stage of RepVGG pairs; laterals and downsampling with activation.
+
+    hidden: channels of the inner convolutions. blocks: RepVGG pairs in the stage.
+    """
+
+    hidden: int
+    blocks: int
+
+    def lateral(self, width: int) -> nn.Module:
+        """What a map passes before it is handed down."""
+        return ConvNorm(width, width, 1, act="silu")
+
+    def merge(self, width: int) -> nn.Module:
+        """Two concatenated maps (2 * width channels) to one."""
+        return CSP(2 * width, self.hidden, self.blocks, width)
+
+    def down(self, width: int) -> nn.Module:
+        """A map to half its resolution."""
+        return ConvNorm(width, width, 3, stride=2, act="silu")
+
+
+@dataclass(frozen=True)
 class Hybrid:
     """The numbers of one hybrid encoder.
 
@@ -46,7 +69,7 @@ class Hybrid:
 
     width: int
     ffn: int
-    fusion: GELAN
+    fusion: GELAN | CSPRep
     heads: int = 8
     row_major: bool = False
 
@@ -127,8 +150,8 @@ class GELANBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, hidden: int, blocks: int) -> None:
         super().__init__()
         self.cv1 = ConvNorm(inputs, inputs, 1, act="silu")
-        self.cv2 = nn.Sequential(CSP(inputs // 2, hidden, blocks), ConvNorm(hidden, hidden, 3, act="silu"))
-        self.cv3 = nn.Sequential(CSP(hidden, hidden, blocks), ConvNorm(hidden, hidden, 3, act="silu"))
+        self.cv2 = nn.Sequential(CSP(inputs // 2, hidden, blocks, hidden), ConvNorm(hidden, hidden, 3, act="silu"))
+        self.cv3 = nn.Sequential(CSP(hidden, hidden, blocks, hidden), ConvNorm(hidden, hidden, 3, act="silu"))
         self.cv4 = ConvNorm(inputs + 2 * hidden, outputs, 1, act="silu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,16 +161,17 @@ class GELANBlock(nn.Module):
 
 
 class CSP(nn.Module):
-    """Two pointwise branches, one of them through RepVGG pairs, added."""
+    """Two pointwise branches, one of them through RepVGG pairs, added, and widened where `outputs` asks for it."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+    def __init__(self, inputs: int, hidden: int, blocks: int, outputs: int) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(inputs, outputs, 1, act="silu")
-        self.conv2 = ConvNorm(inputs, outputs, 1, act="silu")
-        self.bottlenecks = nn.Sequential(*(RepVGG(outputs) for _ in range(blocks)))
+        self.conv1 = ConvNorm(inputs, hidden, 1, act="silu")
+        self.conv2 = ConvNorm(inputs, hidden, 1, act="silu")
+        self.bottlenecks = nn.Sequential(*(RepVGG(hidden) for _ in range(blocks)))
+        self.conv3 = nn.Identity() if hidden == outputs else ConvNorm(hidden, outputs, 1, act="silu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bottlenecks(self.conv1(x)) + self.conv2(x)
+        return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
 
 
 class RepVGG(nn.Module):

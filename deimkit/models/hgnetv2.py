@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from deimkit.models.layers import Backbone
+
 
 @dataclass(frozen=True)
 class HGNetV2:
@@ -45,12 +47,11 @@ class HGNetV2:
         return HGNet(self)
 
 
-class HGNet(nn.Module):
+class HGNet(Backbone):
     """Images (B, 3, H, W) to one map (B, channels, H / stride, W / stride) per level."""
 
     def __init__(self, spec: HGNetV2) -> None:
-        super().__init__()
-        self.levels = spec.levels
+        super().__init__(spec.levels)
         self.stem = Stem(*spec.stem, lab=spec.lab)
         inputs = (spec.stem[1], *spec.out)
         self.stages = nn.ModuleList(
@@ -60,24 +61,11 @@ class HGNet(nn.Module):
             )
             for i in range(4)
         )  # fmt: skip
-        self.fixed = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)] if spec.frozen else []
-        for module in [self.stem, *self.fixed] if spec.frozen else []:
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> HGNet:
-        """Training mode, in which frozen batch norms stay as in evaluation."""
-        super().train(mode)
-        for norm in self.fixed:
-            norm.eval()
-        return self
+        if spec.frozen:
+            self.freeze(self.stem)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x, maps = self.stem(images), []
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i in self.levels:
-                maps.append(x)
-        return maps
+        return self.handed_on(self.stem(images), self.stages)
 
 
 class Stem(nn.Module):

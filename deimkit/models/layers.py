@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
 from math import log
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,37 @@ class ConvNorm(nn.Module):
     def fused(self) -> nn.Sequential:
         """The same map with the batch norm folded into the convolution, in evaluation."""
         return nn.Sequential(fuse_conv_bn_eval(self.conv, self.norm), self.act)
+
+
+class Backbone(nn.Module):
+    """What backbones share: the stages they hand on, and a stem and batch norms that may stay as they are."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.levels = levels
+        self.fixed: list[nn.Module] = []  # batch norms that keep their statistics
+
+    def freeze(self, stem: nn.Module) -> None:
+        """Let the stem and all batch norms keep their weights, and the batch norms their statistics too."""
+        self.fixed = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        for module in [stem, *self.fixed]:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, in which frozen batch norms stay as in evaluation."""
+        super().train(mode)
+        for norm in self.fixed:
+            norm.eval()
+        return self
+
+    def handed_on(self, x: Tensor, stages: Iterable[nn.Module]) -> list[Tensor]:
+        """The maps after those stages that are handed on, from what the stem makes of the images."""
+        maps = []
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in self.levels:
+                maps.append(x)
+        return maps
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""How boxes improve from layer to layer: D-FINE's fine-grained distribution refinement."""
+"""How boxes improve from layer to layer: by four numbers, or by D-FINE's fine-grained distribution refinement."""
 
 from __future__ import annotations
 
@@ -82,6 +82,52 @@ class FDRHeads(nn.Module):
         """Drop what only training needs: the score and quality heads of all layers but the last."""
         for i in range(len(self.score) - 1):
             self.score[i] = self.quality[i] = nn.Identity()
+
+
+@dataclass(frozen=True)
+class LookForwardTwice:
+    """Every layer moves the boxes by four numbers, and learns from how the next layer's box turns out as well.
+
+    Source: DINO 3.5; RT-DETR trains so, and RT-DETRv2.
+    """
+
+    def build(self, layers: int, width: int, classes: int, act: str) -> DeltaHeads:
+        """The heads of a decoder of `layers` layers, with fresh weights."""
+        return DeltaHeads(layers, width, classes, act)
+
+
+class Previous(NamedTuple):
+    """What a layer hands on: its boxes with their gradient. Nothing is predicted before the first layer."""
+
+    boxes: Tensor
+    pre: None = None
+
+
+class DeltaHeads(nn.Module):
+    """One box head and one score head per layer."""
+
+    def __init__(self, layers: int, width: int, classes: int, act: str) -> None:
+        super().__init__()
+        self.box = nn.ModuleList(box_head(width, 4, act) for _ in range(layers))
+        self.score = nn.ModuleList(score_head(width, classes) for _ in range(layers))
+
+    def forward(
+        self, layer: int, hidden: Tensor, boxes: Tensor, state: Previous | None, answer: bool
+    ) -> tuple[Predictions | None, Tensor, Previous]:
+        """What a layer predicts, if asked to `answer`; its boxes as the next layer's reference; and the next state.
+
+        The predicted boxes are those same boxes, but measured from the previous layer's with their gradient.
+        """
+        delta = full(self.box[layer](hidden))  # (B, Q, 4)
+        moved = (delta + inverse_sigmoid(boxes)).sigmoid()
+        preds = None
+        if answer:
+            twice = moved if state is None else (delta + inverse_sigmoid(state.boxes)).sigmoid()
+            preds = Predictions(self.score[layer](hidden), twice)
+        return preds, moved.detach(), Previous(moved)
+
+    def deploy(self) -> None:
+        """Nothing to drop: the published deployment keeps all heads."""
 
 
 class Quality(nn.Module):

@@ -12,15 +12,19 @@ from deimkit.recipes import recipe as _recipe
 from deimkit.recipes.deim import DEIM
 from deimkit.recipes.dfine import DFINE
 from deimkit.recipes.recipe import Paper, Recipe, diff
+from deimkit.recipes.rtdetrv2 import DEIM_RTDETRV2, RTDETRV2
 from deimkit.recipes.tiny import tiny
 
 __all__ = ["Paper", "Recipe", "diff", "get", "names", "parse", "parts", "to_python"]
 
-_ALL: dict[str, Recipe] = {r.name: r for r in (*DFINE.values(), *DEIM.values(), tiny)}
+_ALL: dict[str, Recipe] = {
+    r.name: r for r in (*DFINE.values(), *DEIM.values(), *RTDETRV2.values(), *DEIM_RTDETRV2.values(), tiny)
+}
 
 _PART_ROOMS = (
     "criterion", "data.augment", "losses", "matching", "models.decoder", "models.detector", "models.encoder",
-    "models.groups", "models.hgnetv2", "models.queries", "models.refine", "training.optim", "training.timeline",
+    "models.groups", "models.hgnetv2", "models.queries", "models.refine", "models.resnet", "training.optim",
+    "training.timeline",
 )  # fmt: skip
 
 

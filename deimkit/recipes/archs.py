@@ -1,4 +1,4 @@
-"""The architectures of D-FINE and DEIM: everything that differs between their sizes, in one table."""
+"""The architectures of D-FINE and RT-DETRv2, with and without DEIM: a table each of what differs between sizes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 from deimkit.errors import RecipeError
 from deimkit.models.decoder import Decoder
 from deimkit.models.detector import Arch
-from deimkit.models.encoder import GELAN, Hybrid
+from deimkit.models.encoder import GELAN, CSPRep, Hybrid
 from deimkit.models.groups import Denoise
 from deimkit.models.hgnetv2 import HGNetV2
 from deimkit.models.queries import TopK
-from deimkit.models.refine import FDR
+from deimkit.models.refine import FDR, LookForwardTwice
+from deimkit.models.resnet import ResNetVD
 
 # fmt: off
 HGNETS = {  # stem (middle, output); per stage: channels inside a block, after it, blocks; convolutions a block; affine
@@ -30,6 +31,20 @@ DFINES = {
     "m":    ("B2",   (1, 2, 3), 256, 1024, GELAN(128, 2),    4, 256, 1024, (3, 6, 3),             300, 100,       4.0),
     "l":    ("B4",   (1, 2, 3), 256, 1024, GELAN(128, 3),    6, 256, 1024, (3, 6, 3),             300, 100,       4.0),
     "x":    ("B5",   (1, 2, 3), 384, 2048, GELAN(192, 3),    6, 256, 1024, (3, 6, 3),             300, 100,       8.0),
+}
+RESNETS = {  # blocks per stage; bottlenecks
+    "r18":  ((2, 2, 2, 2),  False),
+    "r34":  ((3, 4, 6, 3),  False),
+    "r50":  ((3, 4, 6, 3),  True),
+    "r101": ((3, 4, 23, 3), True),
+}
+RTDETRS = {
+    #          backbone  encoder width, FFN, fusion   decoder layers: plain, with DEIM; the one asked   frozen if plain
+    "r18vd":   ("r18",   256, 1024, CSPRep(128, 3),   3, 3, None,                                       False),
+    "r34vd":   ("r34",   256, 1024, CSPRep(128, 3),   4, 4, None,                                       False),
+    "r50vd_m": ("r50",   256, 1024, CSPRep(128, 3),   6, 3, 2,                                          True),
+    "r50vd":   ("r50",   256, 1024, CSPRep(256, 3),   6, 6, None,                                       True),
+    "r101vd":  ("r101",  384, 2048, CSPRep(384, 3),   6, 6, None,                                       True),
 }
 # fmt: on
 
@@ -55,5 +70,33 @@ def dfine_arch(size: str, activation: str = "silu", frozen: bool = False) -> Arc
         queries=TopK(queries),
         groups=(Denoise(denoise),),
         refine=FDR(scale=scale),
+        activation=activation,
+    )
+
+
+def rtdetrv2_arch(size: str, activation: str = "silu") -> Arch:
+    """RT-DETRv2 of size r18vd, r34vd, r50vd_m, r50vd or r101vd; "silu" as trained with DEIM, "relu" as it was before.
+
+    DEIM changes more than the activation: the position code has one layer more, r50vd_m is built without the three
+    decoder layers that it never asks, and the three large backbones are not frozen.
+    """
+    if size not in RTDETRS:
+        raise RecipeError(f"RT-DETRv2 comes in the sizes {', '.join(RTDETRS)}; got {size!r}.")
+    net, width, ffn, fusion, plain_layers, deim_layers, asked, frozen = RTDETRS[size]
+    deim = activation == "silu"
+    blocks, bottleneck = RESNETS[net]
+    return Arch(
+        backbone=ResNetVD(blocks, bottleneck, frozen=frozen and not deim),
+        encoder=Hybrid(width, ffn, fusion),
+        decoder=Decoder(
+            layers=deim_layers if deim else plain_layers,
+            width=256,
+            ffn=1024,
+            points=(4, 4, 4),
+            gated=False,
+            position=(1, 1) if deim else (2,),
+            asked=asked,
+        ),
+        refine=LookForwardTwice(),
         activation=activation,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from deimkit.data.augment import Augment
 from deimkit.losses import DDF, FGL, L1, VFL, GIoU
 from deimkit.models.detector import Arch
+from deimkit.models.refine import FDR
 from deimkit.recipes.archs import dfine_arch
 from deimkit.recipes.recipe import Paper, Recipe
 from deimkit.recipes.training_tables import TRAINING
@@ -26,6 +27,7 @@ PAPER = {
 
 def dfine_losses(classification: Any, arch: Arch) -> tuple[Any, ...]:
     """`classification`, boxes, FGL and DDF, weighted as in D-FINE, in the units of the detector's distributions."""
+    assert isinstance(arch.refine, FDR), "D-FINE's boxes are distributions"
     up, scale = arch.refine.up, arch.refine.scale
     return classification, L1(5.0), GIoU(2.0), FGL(0.15, up=up, scale=scale), DDF(1.5)
 

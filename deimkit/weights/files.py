@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deimkit.data.dataset import CategoryMap
 from deimkit.errors import CheckpointError
-from deimkit.weights.config import categories_of
+from deimkit.weights.config import KINDS, categories_of
 from deimkit.weights.names import from_hf, published_name
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -73,7 +73,7 @@ def _state(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> State:
     tensors = {key.replace("_orig_mod.", "").removeprefix("module."): tensor for key, tensor in tensors.items()}
     if any(key.startswith("model.backbone.") for key in tensors):
         return State(str(path), from_hf(tensors), format="transformers", **facts)
-    if tensors and all(key.startswith(("stem.", "stages.")) for key in tensors):
+    if tensors and all(key.startswith(("stem.", "stages.", "conv1.", "res_layers.")) for key in tensors):
         return State(str(path), {f"backbone.{key}": x for key, x in tensors.items()}, format="backbone", **facts)
     return State(str(path), {published_name(key): x for key, x in tensors.items()}, **facts)
 
@@ -95,15 +95,16 @@ def _read_folder(folder: Path) -> State:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a `transformers` D-FINE folder."""
+    """The config.json of a `transformers` folder of D-FINE or RT-DETRv2."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Expected a Hugging Face folder at {folder}; it has no readable config.json.") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "d_fine":
-        raise CheckpointError(f"Expected model_type 'd_fine' in {path}; got {kind!r}, which deimkit does not build.")
+    if kind not in KINDS:
+        expected = " or ".join(map(repr, KINDS))
+        raise CheckpointError(f"Expected model_type {expected} in {path}; got {kind!r}, which deimkit does not build.")
     return config
 
 

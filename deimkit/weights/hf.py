@@ -9,7 +9,7 @@ import torch
 
 from deimkit.errors import CheckpointError
 from deimkit.models.detector import Detector
-from deimkit.weights.config import to_config
+from deimkit.weights.config import differences, to_config
 from deimkit.weights.files import read, replacing
 from deimkit.weights.infer import detect_arch
 from deimkit.weights.load import default_categories, load_weights
@@ -29,17 +29,19 @@ PREPROCESSOR = {
 
 
 def save_hf(detector: Detector, folder: str | Path, allow_mismatch: bool = False) -> None:
-    """Write config.json, model.safetensors and preprocessor_config.json for `transformers.DFineForObjectDetection`.
+    """Write config.json, model.safetensors and preprocessor_config.json for `transformers` to load.
 
     `transformers` then predicts the same boxes on square inputs. On others it lays position codes out row by row, which
-    a detector does only with `Hybrid(row_major=True)`. Its prediction heads compute with ReLU and nothing else: a DEIM
-    detector (SiLU) is a `CheckpointError` unless `allow_mismatch`, and is then for `load_hf` alone, or to be patched.
+    a detector does only with `Hybrid(row_major=True)`. Its prediction heads compute with ReLU and nothing else, so that
+    a DEIM detector (SiLU) is a `CheckpointError` unless `allow_mismatch`, and is then for `load_hf` alone; so is
+    anything else that its classes lack (`differences`). A mixture that neither of its families is, is always refused.
     """
-    if detector.arch.activation != "relu" and not allow_mismatch:
+    wrong = differences(detector.arch)
+    if wrong and not allow_mismatch:
         raise CheckpointError(
-            "transformers computes D-FINE's prediction heads with ReLU and would predict wrongly with the weights of "
-            f"this detector, which has {detector.arch.activation!r} there. Export it to ONNX, train a dfine_* recipe "
-            "for transformers, or pass allow_mismatch=True if deimkit alone will read the folder."
+            f"transformers would predict wrongly with the weights of this detector: it computes {'; '.join(wrong)}. "
+            "Export it to ONNX, train a plain dfine_* or rtdetrv2_* recipe for transformers, or pass "
+            "allow_mismatch=True if deimkit alone will read the folder."
         )
     from safetensors.torch import save_file
 
@@ -61,7 +63,9 @@ def save_hf(detector: Detector, folder: str | Path, allow_mismatch: bool = False
 
 
 def load_hf(folder: str | Path) -> Detector:
-    """The detector of a Hugging Face D-FINE folder, with its classes and size; it computes what `transformers` does.
+    """The detector of a Hugging Face folder of D-FINE or RT-DETRv2, with its classes and size.
+
+    It computes what `transformers` does.
 
     Raises `CheckpointError` if the folder is incomplete or its config is none that deimkit builds.
     """

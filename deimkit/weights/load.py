@@ -16,7 +16,7 @@ from deimkit.errors import CheckpointError
 from deimkit.models.detector import Arch, Detector
 from deimkit.weights.classes import COCO_NAMES, class_rows, named
 from deimkit.weights.files import State, read
-from deimkit.weights.infer import published_size
+from deimkit.weights.infer import published_recipe
 from deimkit.weights.names import COMPUTED, PACKED, published_name
 from deimkit.weights.published import constants
 
@@ -201,8 +201,11 @@ def _refusal(state: State, misfits: dict[str, str]) -> str:
 
 
 def _looks_like(state: State) -> str:
-    size = published_size(state.tensors)
-    return f"The file looks like D-FINE or DEIM of size {size}. " if size else ""
+    name = published_recipe(state.tensors)
+    if name is None:
+        return ""
+    dfine = name.startswith("dfine_")
+    return f"The file looks like {f'D-FINE or DEIM of size {name[6:]}' if dfine else name}. "
 
 
 def _some(names: Iterable[str], count: int = 4) -> str:

@@ -9,20 +9,22 @@ from torch import Tensor
 
 from deimkit.models.detector import Arch, Detector
 from deimkit.models.queries import cell_anchors
+from deimkit.models.refine import FDR
 from deimkit.weights.files import replacing
 from deimkit.weights.names import published_name
 
 
 def constants(arch: Arch) -> dict[str, Tensor]:
     """What published files store although the architecture says it: W(n)'s parameters, 1 / the points of each level."""
-    up, scale = torch.tensor([arch.refine.up]), torch.tensor([arch.refine.scale])
-    scale = (
-        scale.long() if arch.refine.scale == int(arch.refine.scale) else scale
-    )  # the published configs say 4, not 4.0
     share = torch.tensor([1 / points for points in arch.decoder.points for _ in range(points)])
     layers = [f"decoder.decoder.layers.{i}.cross_attn.num_points_scale" for i in range(arch.decoder.layers)]
-    heads = {"decoder.up": up, "decoder.reg_scale": scale, "decoder.decoder.up": up, "decoder.decoder.reg_scale": scale}
-    return heads | dict.fromkeys(layers, share)
+    found = dict.fromkeys(layers, share)
+    if isinstance(arch.refine, FDR):
+        up, scale = torch.tensor([arch.refine.up]), torch.tensor([arch.refine.scale])
+        scale = scale.long() if arch.refine.scale == int(arch.refine.scale) else scale  # the configs say 4, not 4.0
+        found |= {f"{place}.up": up for place in ("decoder", "decoder.decoder")}
+        found |= {f"{place}.reg_scale": scale for place in ("decoder", "decoder.decoder")}
+    return found
 
 
 def published_state(detector: Detector, size: tuple[int, int] = (640, 640)) -> dict[str, Tensor]:

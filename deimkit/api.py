@@ -20,6 +20,7 @@ from deimkit.training.machine import pick_device, pick_precision
 from deimkit.training.progress import Progress, Silent
 from deimkit.training.run import Plan, Run
 from deimkit.training.trainer import Trainer, usable
+from deimkit.weights import hub
 
 
 def build(recipe: str | Recipe, categories: int | list[str] | CategoryMap = 80) -> Detector:
@@ -35,13 +36,15 @@ def load(
 ) -> Detector:
     """A trained detector, ready to predict.
 
-    source: a run, its folder, a checkpoint (.pt) of deimkit, a Hugging Face D-FINE folder; or a recipe or its name,
-    with `weights` the published .pth, .safetensors or Hugging Face folder to fill it with. categories: the classes to
-    detect, with `weights` only; by default those of the file (COCO's 80 where a published one does not say). A head for
-    other classes is an error unless `replace_head`. Raises `CheckpointError`.
+    source: a run, its folder, a checkpoint (.pt) of deimkit, a Hugging Face folder; or a recipe or its name, with
+    `weights` the published .pth, .safetensors or Hugging Face folder to fill it with, or the name of published weights
+    to fetch: "coco" (`deimkit.weights.hub` lists them). categories: the classes to detect, with `weights` only; by
+    default those of the file (COCO's 80 where a published one does not say). A head for other classes is an error
+    unless `replace_head`. Raises `CheckpointError`.
     """
     if weights is not None:
-        return _filled(as_recipe(source), weights, categories, replace_head)
+        recipe = as_recipe(source)
+        return _filled(recipe, weight_file(weights, recipe), categories, replace_head)
     if categories is not None or replace_head:
         raise CheckpointError(
             f"{source} says itself which classes it detects. To change them, load(recipe, weights={str(source)!r}, "
@@ -96,10 +99,10 @@ def train(
 
     epochs, batch (total per step), size (pixels, a multiple of 32) and lr (the base rate) default to the recipe's;
     everything coupled to them follows (`Recipe.fit_to`). wait=False trains in a process of its own and returns at
-    once. weights: what to start from, a run, a checkpoint, a published file or a Hugging Face folder; its head is
-    mapped by class name. Further options are the fields of `Plan`: precision, workers, accumulate, on_problem,
-    patience, evaluate_every, save_every. Raises `DataError`, `RecipeError`, `CheckpointError`, and nothing is written
-    then; a folder that already holds a trained run is refused: `resume(out)` continues it.
+    once. weights: what to start from, a run, a checkpoint, a published file, a Hugging Face folder or a name as in
+    `load`; its head is mapped by class name. Further options are the fields of `Plan`: precision, workers, accumulate,
+    on_problem, patience, evaluate_every, save_every. Raises `DataError`, `RecipeError`, `CheckpointError`, and nothing
+    is written then; a folder that already holds a trained run is refused: `resume(out)` continues it.
     """
     folder = Path(out)
     refuse_used(folder)
@@ -109,7 +112,7 @@ def train(
         fingerprint=dataset.fingerprint(),
         device=device,
         seed=seed,
-        weights=weights and weight_file(weights),
+        weights=weights and weight_file(weights, as_recipe(recipe)),
         **plan,
     )
     if dataset is data and not wait:
@@ -211,8 +214,13 @@ def make_plan(**options: Any) -> Plan:
     return Plan(**options)
 
 
-def weight_file(source: str | Path | Run) -> str:
-    """Where the weights of a run, a run folder, a file or a Hugging Face folder lie; `CheckpointError` if nowhere."""
+def weight_file(source: str | Path | Run, recipe: Recipe) -> str:
+    """Where the weights of a run, a run folder, a file or a Hugging Face folder lie; `CheckpointError` if nowhere.
+
+    A name such as "coco" is fetched for `recipe`, unless something here is called so.
+    """
+    if source in hub.NAMES and not Path(str(source)).exists():
+        return str(hub.fetch(hub.find(recipe.name, str(source))))
     path = source.best if isinstance(source, Run) else Path(source).expanduser()
     path = Run(path).best if (path / "run.json").is_file() else path
     if not path.exists():

@@ -6,14 +6,18 @@ import argparse
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deimkit as dk
 from deimkit.errors import DeimkitError
+from deimkit.training.progress import Progress
 from deimkit.training.run import plain
 
 if TYPE_CHECKING:
+    from deimkit.data.download import Published
     from deimkit.data.split import Split
 
 INTERRUPTED = 130  # the exit status of a program that was interrupted, as shells know it
@@ -31,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command("recipes", run_recipes, "list the recipes with the papers' numbers, or print one")
-    sub.add_argument("name", nargs="?", help="a recipe to print as Python")
+    sub = command("recipes", run_recipes, "list the recipes with the papers' numbers, print one, or compare two")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="a recipe to print as Python; or: diff NAME NAME")
 
     sub = command("train", run_train, "train a recipe on a dataset")
     sub.add_argument("recipe", nargs="?", help="name of a recipe (deimkit recipes)")
@@ -84,24 +88,48 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("doctor", run_doctor, "list what is wrong with a dataset, with the remedy")
     sub.add_argument("data")
+
+    sub = command("download", run_download, "fetch, unpack and convert a published dataset, or list them")
+    sub.add_argument("name", nargs="?", help="coco, crowdhuman, objects365, ...")
+    sub.add_argument("--to", metavar="FOLDER", help="where to put it (default: data/NAME)")
+    sub.add_argument("--from", dest="source", metavar="FOLDER", help="where files of it lie that you fetched yourself")
+    sub.add_argument("--yes", action="store_true", help="agree to the dataset's terms and its size without being asked")
     return parser
 
 
 def run_recipes(args: argparse.Namespace) -> tuple[int, Any]:
-    """List all recipes, or print one."""
-    if args.name:
-        text = dk.recipes.to_python(dk.recipes.get(args.name))
-        print(text, end="")
-        return 0, {"name": args.name, "recipe": text}
+    """List all recipes, print one, or print what differs between two."""
+    match args.names:
+        case []:
+            return list_recipes()
+        case ["diff", a, b]:
+            changes = dk.recipes.diff(dk.recipes.get(a), dk.recipes.get(b))
+            wide = max(map(len, changes), default=0)
+            for field, (before, after) in changes.items():
+                print(f"{field:{wide}}  {before!r} -> {after!r}")
+            return 0, {"a": a, "b": b, "diff": {field: [repr(x), repr(y)] for field, (x, y) in changes.items()}}
+        case [name]:
+            text = dk.recipes.to_python(dk.recipes.get(name))
+            print(text, end="")
+            return 0, {"name": name, "recipe": text}
+    raise DeimkitError(f"recipes takes nothing, one NAME, or: diff NAME NAME; got {' '.join(args.names)}.")
+
+
+def list_recipes() -> tuple[int, Any]:
+    """Print every recipe with what its paper claims."""
     rows = []
-    print(f"{'recipe':20} {'epochs':>6}  {'AP':>5}  {'M':>3}  {'GFLOPs':>6}  claimed in")
+    print(f"{'recipe':36} {'epochs':>6}  {'AP':>5}  {'M':>3}  {'GFLOPs':>6}  claimed in")
     for name in dk.recipes.names():
         recipe = dk.recipes.get(name)
         paper = recipe.paper
         row = {"name": name, "epochs": recipe.timeline.total, "batch": recipe.batch, "size": list(recipe.size)}
         rows.append(row | ({"paper": vars(paper)} if paper else {}))
-        claim = f"{paper.ap:5.1f}  {paper.params_m:3.0f}  {paper.gflops:6.0f}  {paper.table}" if paper else ""
-        print(f"{name:20} {recipe.timeline.total:6}  {claim}".rstrip())
+        claim = (
+            f"{cell(paper.ap, 5, 1)}  {cell(paper.params_m, 3)}  {cell(paper.gflops, 6)}  {paper.table}"
+            if paper
+            else ""
+        )
+        print(f"{name:36} {recipe.timeline.total:6}  {claim}".rstrip())
     return 0, rows
 
 
@@ -190,6 +218,60 @@ def run_doctor(args: argparse.Namespace) -> tuple[int, Any]:
     return 0 if report.ok else 1, json.loads(report.to_json())
 
 
+def run_download(args: argparse.Namespace) -> tuple[int, Any]:
+    """List the published datasets, or make one ready to train on."""
+    from deimkit.data.download import DATASETS, download, find, is_complete
+
+    if args.name is None:
+        return 0, [published_row(name, published) for name, published in DATASETS.items()]
+    published = find(args.name)
+    if not (is_complete(args.name, args.to) or published.by_hand or args.yes):
+        agree(args.name, published)
+    progress = Progress()
+    data = download(args.name, args.to, args.source, note=narrator(progress), say=progress.line)
+    progress.line(f"train on it with: deimkit train RECIPE --data {data}")
+    return 0, {"name": args.name, "data": data, "licence": published.licence, "page": published.page}
+
+
+def published_row(name: str, published: Published) -> dict[str, Any]:
+    """Print what there is to know of a published dataset, and return it as a row."""
+    from deimkit.data.fetch import amount
+
+    size = "by hand" if published.by_hand else amount(published.size or 0)
+    print(f"{name:11} {size:>8}  {published.title}\n{'':21} {published.licence}: {published.page}")
+    row = {"name": name, "title": published.title, "bytes": published.size, "by_hand": published.by_hand}
+    return row | {"licence": published.licence, "page": published.page}
+
+
+def agree(name: str, published: Published) -> None:
+    """Ask whether to go on; a `DeimkitError` if the answer is no or nobody is there to give one."""
+    from deimkit.data.fetch import amount
+
+    terms = (
+        f"{name} is {amount(published.size or 0)} to fetch, under these terms: {published.licence} ({published.page})"
+    )
+    if not sys.stdin.isatty():
+        raise DeimkitError(f"{terms}. Add --yes to agree and go on.")
+    print(f"{terms}.\nGo on? [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise DeimkitError(f"{name} was not fetched.")
+
+
+def narrator(progress: Progress, pause: float = 60.0) -> Callable[[str], None]:
+    """What tells how far it is: a live line, or in a log one line a minute."""
+    last = time.monotonic()
+
+    def tell(text: str) -> None:
+        nonlocal last
+        if progress.live:
+            progress.note(text)
+        elif time.monotonic() - last > pause:
+            last = time.monotonic()
+            progress.line(text)
+
+    return tell
+
+
 def claimed(what: str, split: Split) -> dk.recipes.Paper | None:
     """What a paper claims for the recipe of that name or run, if the split has COCO's classes; else None."""
     from deimkit.weights.classes import COCO_NAMES
@@ -217,6 +299,11 @@ def pair(size: list[int] | None) -> int | tuple[int, int] | None:
     if len(size) != 2:
         raise DeimkitError(f"--size takes one number, or height and width; got {len(size)} numbers.")
     return size[0], size[1]
+
+
+def cell(value: float | None, width: int, digits: int = 0) -> str:
+    """A number in a column, or blanks."""
+    return " " * width if value is None else f"{value:{width}.{digits}f}"
 
 
 def objects(detections: dk.Detections) -> list[dict[str, Any]]:

@@ -55,6 +55,15 @@ def refused(capsys, *args: str) -> str:
     return line
 
 
+def test_two_recipes_are_compared(capsys):
+    assert main(["recipes", "diff", "deim_table5_gamma1.5", "deim_table5_gamma2.0", "--json"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("losses") and "gamma=2.0" in line.partition("->")[2] for line in printed)
+    assert set(json.loads(printed[-1])["diff"]) == {"name", "losses", "paper.ap"}
+    assert "diff NAME NAME; got diff tiny." in refused(capsys, "recipes", "diff", "tiny")
+    assert "Did you mean" in refused(capsys, "recipes", "diff", "tiny", "deim_dfin_n")
+
+
 def test_recipes_are_listed_and_printed(capsys):
     assert main(["recipes", "--json"]) == 0
     rows = last_line(capsys)

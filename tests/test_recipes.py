@@ -113,6 +113,32 @@ def test_a_small_dataset_gets_a_small_batch():
     assert recipes.tiny.fit_to(10).batch == recipes.tiny.batch == 4
 
 
+def test_fine_tuning_from_objects365_starts_at_once():
+    for name in ("dfine_l_obj2coco", "deim_dfine_x_obj2coco"):
+        recipe = recipes.get(name)
+        assert recipe.timeline.lr_factor(0) == recipe.timeline.lr_factor(10_000) == 1 and recipe.timeline.ema_ramp == 0
+        assert recipe.arch.activation == "relu" and recipe.arch.backbone.frozen
+    assert recipes.diff(recipes.dfine_x_obj2coco, recipes.deim_dfine_x_obj2coco)["timeline.dense"] == (0, 12)
+    assert recipes.get("dfine_l_obj365").timeline.steps_per_epoch == 1_817_292 // 32
+    assert recipes.get("dfine_l_crowdhuman").timeline.steps_per_epoch == 15_000 // 32
+
+
+def test_a_study_changes_one_thing():
+    """Beside the length of the run, which all rows of a table share."""
+    parent = recipes.deim_rtdetrv2_r50vd
+    for p, q in product((0.0, 0.5), repeat=2):
+        study = recipes.get(f"deim_table4_24e_mosaic{p}_mixup{q}")
+        assert (study.timeline.total, study.augment.mosaic, study.augment.mixup) == (24, p, q)
+        assert replace(study, name=parent.name, paper=parent.paper, augment=parent.augment).timeline == study.timeline
+    gamma = recipes.get("deim_table5_gamma1.8")
+    same = recipes.get("deim_table5_gamma1.5")
+    assert recipes.diff(same, gamma).keys() == {"name", "losses", "paper.ap"} and gamma.losses[0].gamma == 1.8
+    bins = recipes.get("dfine_table4_bins8")
+    assert bins.arch.refine.bins == 8 and not bins.share and [loss.name for loss in bins.losses][-1] == "fgl"
+    assert recipes.get("dfine_table4_T5").losses == recipes.dfine_l.losses
+    assert recipes.get("deim_table6_dfine_l_dense").timeline.augment == 36
+
+
 def test_a_rate_that_is_given_is_the_base_rate():
     optim = recipes.get("deim_dfine_n").fit_to(205, lr=4e-4).optim
     assert (optim.lr, optim.backbone_lr) == (4e-4, 2e-4)

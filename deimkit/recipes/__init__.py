@@ -9,17 +9,18 @@ from typing import Any
 
 from deimkit.errors import RecipeError
 from deimkit.recipes import recipe as _recipe
+from deimkit.recipes.beyond_coco import BEYOND
 from deimkit.recipes.deim import DEIM
 from deimkit.recipes.dfine import DFINE
 from deimkit.recipes.recipe import Paper, Recipe, diff
 from deimkit.recipes.rtdetrv2 import DEIM_RTDETRV2, RTDETRV2
+from deimkit.recipes.studies import STUDIES
 from deimkit.recipes.tiny import tiny
 
 __all__ = ["Paper", "Recipe", "diff", "get", "names", "parse", "parts", "to_python"]
 
-_ALL: dict[str, Recipe] = {
-    r.name: r for r in (*DFINE.values(), *DEIM.values(), *RTDETRV2.values(), *DEIM_RTDETRV2.values(), tiny)
-}
+_FAMILIES = (DFINE, DEIM, RTDETRV2, DEIM_RTDETRV2, {"tiny": tiny}, BEYOND, STUDIES)
+_ALL: dict[str, Recipe] = {recipe.name: recipe for family in _FAMILIES for recipe in family.values()}
 
 _PART_ROOMS = (
     "criterion", "data.augment", "losses", "matching", "models.decoder", "models.detector", "models.encoder",

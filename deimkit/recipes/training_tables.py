@@ -1,4 +1,4 @@
-"""How D-FINE and RT-DETRv2 were trained on COCO, with and without DEIM: all numbers in one table."""
+"""How D-FINE and RT-DETRv2 were trained, with and without DEIM, on COCO and beyond: all numbers in one table."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from deimkit.training.timeline import FlatCosine, StepDecay, Timeline
 COCO_TRAIN = 118287
 """Images of COCO train2017, those without annotations included; the last incomplete batch of an epoch is dropped."""
 
+O365, CROWD = 1_742_292 + 80_000 - 5_000, 15_000
+"""Images of Objects365 (version 2, train and all of val but its first 5,000) and of CrowdHuman's train split."""
+
 
 class Training(NamedTuple):
     """One row of the table: how one detector is trained.
 
     batch: images per step, over all devices. warm, dense, augment, total: epochs of the `Timeline`. lr, backbone_lr,
     decay: of AdamW. shape: of the learning rate over time. repeat: how often 640 stands in the list of multi-scale
-    sizes, or None for a fixed size. groups: what decays. ramp: of the EMA. restart: the EMA decay that the published
-    file names for the clean stage, to no effect (see `Timeline.ema_restart`).
+    sizes, or None for a fixed size. groups: what decays. ramp: of the EMA. images: of the dataset. restart: the EMA
+    decay that the published file names for the clean stage, to no effect (see `Timeline.ema_restart`).
     """
 
     batch: int
@@ -33,9 +36,10 @@ class Training(NamedTuple):
     groups: tuple[Group, ...]
     ramp: int
     restart: float = 0.9999
+    images: int = COCO_TRAIN
 
     def timeline(self) -> Timeline:
-        """The clock of this row, for COCO."""
+        """The clock of this row, for its dataset."""
         return Timeline(
             warm=self.warm,
             dense=self.dense,
@@ -44,7 +48,7 @@ class Training(NamedTuple):
             lr=self.shape,
             multi_scale_until=0 if self.repeat is None else None,
             ema_ramp=self.ramp,
-            steps_per_epoch=COCO_TRAIN // self.batch,
+            steps_per_epoch=self.images // self.batch,
         )
 
     def optim(self) -> Optim:
@@ -52,8 +56,9 @@ class Training(NamedTuple):
         return Optim(self.lr, self.backbone_lr, self.decay, groups=self.groups)
 
 
-RISE_500, RISE_2000 = StepDecay(warmup=500), StepDecay(warmup=2000)
+RISE_500, RISE_2000, CONSTANT = StepDecay(warmup=500), StepDecay(warmup=2000), StepDecay(warmup=0)
 FLAT, FALL, FALL_RT = FlatCosine(floor=1.0), FlatCosine(floor=0.5), FlatCosine(floor=0.5, first=1 / 2000)
+FLAT_AT_ONCE = FlatCosine(warmup=0, floor=1.0)
 NORMS, BIASES_TOO, ALL_NORMS = NORMS_FREE, NORMS_AND_BIASES_FREE, ALL_NORMS_FREE
 R34 = (
     Group(("backbone",), slow=True),
@@ -87,6 +92,28 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "deim_rtdetrv2_r50vd":  ( 16, 4, 34,  58,  60, 2e-4,   2e-5,    1e-4,    FALL_RT,   3,    ALL_NORMS,  2000),
     "deim_rtdetrv2_r101vd": ( 16, 4, 34,  58,  60, 2e-4,   2e-6,    1e-4,    FALL_RT,   3,    ALL_NORMS,  2000),
 }
+# Beyond COCO, in the same columns.
+ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    # Objects365, then COCO from there: no warm-up, no EMA ramp. Last, how many images there are.
+    "dfine_n_obj365": (128, 0, 0, 48, 48, 8e-4, 4e-4, 1e-4, RISE_500, None, BIASES_TOO, 1000, 0.9999, O365),
+    "dfine_s_obj365": (32, 0, 0, 36, 36, 2.5e-4, 1.25e-4, 1.25e-4, RISE_500, 20, BIASES_TOO, 1000, 0.9999, O365),
+    "dfine_m_obj365": (32, 0, 0, 36, 36, 2.5e-4, 2.5e-5, 1.25e-4, RISE_500, 6, BIASES_TOO, 1000, 0.9999, O365),
+    "dfine_l_obj365": (32, 0, 0, 24, 24, 2.5e-4, 1.25e-5, 1.25e-4, RISE_500, 4, NORMS, 1000, 0.9999, O365),
+    "dfine_x_obj365": (32, 0, 0, 24, 24, 2.5e-4, 2.5e-6, 1.25e-4, RISE_500, 3, NORMS, 1000, 0.9998, O365),
+    "dfine_n_obj2coco":     (128, 0,  0,  56,  64, 8e-4,   4e-4,    1e-4,    CONSTANT,  None, BIASES_TOO, 0),
+    "dfine_s_obj2coco":     ( 32, 0,  0,  56,  64, 2.5e-4, 1.25e-4, 1.25e-4, CONSTANT,  10,   BIASES_TOO, 0),
+    "dfine_m_obj2coco":     ( 32, 0,  0,  48,  56, 2.5e-4, 2.5e-5,  1.25e-4, CONSTANT,  6,    BIASES_TOO, 0),
+    "dfine_l_obj2coco":     ( 32, 0,  0,  30,  36, 2.5e-4, 1.25e-5, 1.25e-4, CONSTANT,  4,    NORMS,      0),
+    "dfine_x_obj2coco":     ( 32, 0,  0,  30,  36, 2.5e-4, 2.5e-6,  1.25e-4, CONSTANT,  3,    NORMS,      0),
+    "deim_dfine_x_obj2coco":( 32, 2, 12,  20,  24, 2.5e-4, 2.5e-6,  1.25e-4, FLAT_AT_ONCE, 3, NORMS,      0),
+    # CrowdHuman
+    "dfine_n_crowdhuman": (128, 0, 0, 200, 220, 8e-4, 4e-4, 1e-4, RISE_500, None, BIASES_TOO, 1000, 0.9999, CROWD),
+    "dfine_s_crowdhuman": (64, 0, 0, 200, 220, 4e-4, 2e-4, 1e-4, RISE_500, 20, BIASES_TOO, 1000, 0.9999, CROWD),
+    "dfine_m_crowdhuman": (32, 0, 0, 200, 220, 2.5e-4, 2.5e-5, 1.25e-4, RISE_500, 6, BIASES_TOO, 1000, 0.9999, CROWD),
+    "dfine_l_crowdhuman": (32, 0, 0, 120, 140, 2.5e-4, 1.25e-5, 1.25e-4, RISE_500, 4, NORMS, 1000, 0.9999, CROWD),
+    "dfine_x_crowdhuman": (32, 0, 0, 120, 140, 2.5e-4, 2.5e-6, 1.25e-4, RISE_500, 3, NORMS, 1000, 0.9998, CROWD),
+}
 # fmt: on
 
 TRAINING = {name: Training(*row) for name, row in TABLE.items()}
+TRAINING_ELSEWHERE = {name: Training(*row) for name, row in ELSEWHERE.items()}

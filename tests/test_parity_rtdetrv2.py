@@ -100,12 +100,16 @@ def test_training_step(shared: Path, name: str) -> None:
     ],
 )
 def test_gflops_are_the_published_codes(shared: Path, size: str, gflops: int, papers: tuple[int, int]) -> None:
-    """Deployed, at 640 x 640. The papers' numbers for the two large ones are nearer to the unfused model's."""
+    """Deployed, at 640 x 640. The papers' numbers for the two large ones are nearer to the unfused model's.
+
+    The published code predicts a box for each of the 8,400 cells, and ours for the 300 that it takes.
+    """
+    spared = 2 * (8400 - 300) * (256 * 256 + 256 * 256 + 256 * 4)
     theirs = json.loads((shared / "golden" / "keys" / f"rtdetrv2_{size}.json").read_text())
     model = Detector(rtdetrv2_arch(size), 80)
-    products, whole = flops(model.deploy())
-    assert products / 1e9 == pytest.approx(gflops, abs=0.6)
-    assert whole == pytest.approx(theirs["calflops_deploy"]["flops"], rel=3e-3)
+    _, whole = flops(model.deploy())
+    assert whole + spared == pytest.approx(theirs["calflops_deploy"]["flops"], rel=3e-3)
+    assert (whole + spared) / 1e9 == pytest.approx(gflops, abs=0.6)
     paper = recipes.get(f"rtdetrv2_{size}").paper
     assert (paper.params_m, paper.gflops) == papers
     assert int(sum(p.numel() for p in model.parameters()) / 1e6) == papers[0]

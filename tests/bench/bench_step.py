@@ -30,7 +30,7 @@ from tests.bench.paired import Row, paired, seconds
 
 PARTS = ("forward", "losses", "backward", "optimiser")
 PUBLISHED = dict(zip(PARTS, (393, 86, 556, 40), strict=True))  # ms, the authors' code on two cores like those we use
-PUBLISHED_GIB = 1.65  # its peak memory there
+PUBLISHED_GB = 1.65  # its peak memory there
 PER_IMAGE = 7  # targets, about COCO's mean
 
 
@@ -145,7 +145,7 @@ def memory() -> Row:
         float(subprocess.run([sys.executable, "-m", __name__, who], capture_output=True, text=True, check=True).stdout)
         for who in ("ours", "peer")
     )
-    said = f"process maximum; published code, on another such machine: {PUBLISHED_GIB} GiB"
+    said = f"process maximum; published code, on another such machine: {PUBLISHED_GB} GB"
     return Row("D-FINE-N step, peak memory, 4 x 320 px, cpu", ours, peer, "GiB", peer / ours, said)
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deimkit.models.detector import Arch, Detector
 from deimkit.models.groups import Denoise, Noised
-from deimkit.structures import Match, Output, Targets
+from deimkit.structures import Match, Output, Predictions, Targets
 from deimkit.weights.names import published_name
 
 
@@ -148,3 +148,23 @@ def flops(model: Detector) -> tuple[float, float]:
         products = sum(n for op, n in counts.items() if "attention" not in str(op))
         rest = 2 * one_each((nn.BatchNorm2d,), model, x) + one_each((nn.ReLU, nn.SiLU, nn.GELU), model, x)
     return products, products + rest
+
+
+def eval_forward(model: Detector, ref: dict[str, Any]) -> Predictions:
+    """What a detector predicts for the reference images, after comparing it and all on the way to it, deployed too."""
+    x = images(*ref["image_hw"].tolist())
+    with torch.no_grad():
+        maps = model.backbone(x)
+        encoded = model.encoder(maps)
+        memory = model.decoder.remember(encoded)
+        start = model.queries(memory.tokens, memory.shapes)
+        preds, deployed = model(x), model.deploy()(x)
+    for i, (m, e) in enumerate(zip(maps, encoded, strict=True)):
+        close(m[:, :8, :6, :6], ref[f"backbone.{i}/slice"])
+        close(e[:, :8, :6, :6], ref[f"encoder.{i}/slice"])
+    close(start.boxes, ref["dec_in_ref_unact"])
+    close(preds.logits, ref["pred_logits"])
+    close(preds.boxes, ref["pred_boxes"])
+    assert (deployed.logits - preds.logits).abs().max() < 1e-10
+    assert (deployed.boxes - preds.boxes).abs().max() < 1e-10
+    return preds

@@ -18,12 +18,12 @@ from deimkit.recipes.archs import RTDETRS, rtdetrv2_arch
 from deimkit.weights.names import published_name
 from tests.parity import (
     close,
+    eval_forward,
     filled_detector,
     flops,
     given,
     golden,
     golden_targets,
-    images,
     their_name,
     training_outputs,
 )
@@ -48,22 +48,7 @@ def test_names_and_shapes_are_the_published_ones(shared: Path, size: str) -> Non
 @pytest.mark.parametrize("size", ["r18vd", pytest.param("r50vd", marks=pytest.mark.slow)])
 def test_eval_forward(shared: Path, size: str) -> None:
     ref = golden(shared, f"rtdetrv2_{size}")
-    model = filled(size, ref)
-    x = images(*ref["image_hw"].tolist())
-    with torch.no_grad():
-        maps = model.backbone(x)
-        encoded = model.encoder(maps)
-        memory = model.decoder.remember(encoded)
-        start = model.queries(memory.tokens, memory.shapes)
-        preds, deployed = model(x), model.deploy()(x)
-    for i, (m, e) in enumerate(zip(maps, encoded, strict=True)):
-        close(m[:, :8, :6, :6], ref[f"backbone.{i}/slice"])
-        close(e[:, :8, :6, :6], ref[f"encoder.{i}/slice"])
-    close(start.boxes, ref["dec_in_ref_unact"])
-    close(preds.logits, ref["pred_logits"])
-    close(preds.boxes, ref["pred_boxes"])
-    assert (deployed.logits - preds.logits).abs().max() < 1e-10
-    assert (deployed.boxes - preds.boxes).abs().max() < 1e-10
+    eval_forward(filled(size, ref), ref)
 
 
 @pytest.mark.parametrize("name", ["train", "train_zero1"])

@@ -14,7 +14,8 @@ import torch
 from deimkit import recipes
 from deimkit.models.attention import sample
 from deimkit.models.detector import Detector
-from deimkit.recipes.archs import RTDETRS, rtdetrv2_arch
+from deimkit.recipes.archs import rtdetrv2_arch
+from deimkit.recipes.rtdetrv2 import RTDETRV2
 from deimkit.weights.names import published_name
 from tests.parity import (
     close,
@@ -35,7 +36,7 @@ def filled(size: str, ref: dict[str, Any], **changes: Any) -> Detector:
     return filled_detector(replace(rtdetrv2_arch(size), **changes), int(ref["salt"]))
 
 
-@pytest.mark.parametrize("size", RTDETRS)
+@pytest.mark.parametrize("size", RTDETRV2)
 def test_names_and_shapes_are_the_published_ones(shared: Path, size: str) -> None:
     theirs = json.loads((shared / "golden" / "keys" / f"rtdetrv2_{size}.json").read_text())
     expected = {k: tuple(s) for k, s, _, _ in theirs["keys"] if k.rsplit(".", 1)[-1] not in NOT_STORED}

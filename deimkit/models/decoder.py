@@ -21,10 +21,10 @@ LARGEST_HALF = 65504.0  # float16 ends here
 class Decoder:
     """The numbers of one decoder: its layers, their width D, the feed-forward width, points per level, and heads.
 
-    gated: D-FINE's layer, which reads the memory as it is and lets what it sees in through a gate; False is
-    RT-DETRv2's, which projects what it reads and adds what it sees. position: hidden widths, in multiples of D, of the
-    MLP that turns a box into its position code. discrete: see `DeformableAttention`. asked: the layer whose answer
-    counts in evaluation, the last one it then computes; None is the last there is.
+    projected: every layer projects what it reads, as in RT-DETRv2; D-FINE's read the memory as it is. gated: what a
+    layer sees comes in through a gate (D-FINE); False adds it (RT-DETRv2). position: hidden widths, in multiples of D,
+    of the MLP that turns a box into its position code. discrete: see `DeformableAttention`. asked: the layer whose
+    answer counts in evaluation, the last one it then computes; None is the last there is.
     """
 
     layers: int
@@ -32,6 +32,7 @@ class Decoder:
     ffn: int
     points: tuple[int, ...]
     heads: int = 8
+    projected: bool = False
     gated: bool = True
     position: tuple[int, ...] = (2,)
     discrete: bool = False
@@ -47,10 +48,9 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, spec: Decoder, inputs: int, act: str) -> None:
         super().__init__()
-        self.heads, self.gated = spec.heads, spec.gated
+        self.heads, self.gated = None if spec.projected else spec.heads, spec.gated
         self.asked = spec.layers - 1 if spec.asked is None else spec.asked
-        always = not spec.gated
-        self.input_proj = nn.ModuleList(projection(inputs, spec.width, always) for _ in spec.points)
+        self.input_proj = nn.ModuleList(projection(inputs, spec.width, always=spec.projected) for _ in spec.points)
         self.position = MLP(4, *(times * spec.width for times in spec.position), spec.width, act=act)
         for linear in self.position.layers[:2]:
             nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ class TransformerDecoder(nn.Module):
     def remember(self, maps: list[Tensor]) -> Memory:
         """The encoder's maps, fine to coarse, as every layer will read them."""
         projected = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
-        return remember(projected, self.heads if self.gated else None)
+        return remember(projected, self.heads)
 
     def forward(
         self, hidden: Tensor, boxes: Tensor, memory: Memory, blocked: Tensor | None, refine: FDRHeads | DeltaHeads
@@ -82,6 +82,10 @@ class TransformerDecoder(nn.Module):
                 answers.append(preds)
         return answers, state and state.pre
 
+    def deploy(self) -> None:
+        """Drop the layers that come after the one that is asked."""
+        self.layers = self.layers[: self.asked + 1]
+
 
 def projection(inputs: int, width: int, always: bool) -> nn.Module:
     """A map to the decoder's width, where it does not have it already, or `always`."""
@@ -99,7 +103,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = nn.MultiheadAttention(spec.width, spec.heads, batch_first=True)
         self.norm1 = nn.LayerNorm(spec.width)
-        attention = DeformableAttention if spec.gated else ProjectedAttention
+        attention = ProjectedAttention if spec.projected else DeformableAttention
         self.cross_attn = attention(spec.width, spec.heads, spec.points, spec.discrete)
         self.gated = spec.gated
         if spec.gated:

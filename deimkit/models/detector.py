@@ -114,7 +114,8 @@ class Detector(nn.Module):
         model = deepcopy(self).eval()
         for part in [model] if fold_all else model.encoder.fusion_parts():
             fuse(part)
-        model.refine.deploy()
+        model.decoder.deploy()
+        model.refine.deploy(model.decoder.asked)
         return model.to(memory_format=torch.channels_last)
 
 

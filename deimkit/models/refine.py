@@ -78,9 +78,10 @@ class FDRHeads(nn.Module):
             preds = Predictions(logits, boxes, edges, state.anchors)
         return preds, boxes.detach(), state._replace(edges=edges, hidden=hidden.detach())
 
-    def deploy(self) -> None:
-        """Drop what only training needs: the score and quality heads of all layers but the last."""
-        for i in range(len(self.score) - 1):
+    def deploy(self, asked: int) -> None:
+        """Drop what only training needs: what comes after layer `asked`, and the score and quality heads before it."""
+        self.box, self.score, self.quality = (x[: asked + 1] for x in (self.box, self.score, self.quality))
+        for i in range(asked):
             self.score[i] = self.quality[i] = nn.Identity()
 
 
@@ -126,8 +127,9 @@ class DeltaHeads(nn.Module):
             preds = Predictions(self.score[layer](hidden), twice)
         return preds, moved.detach(), Previous(moved)
 
-    def deploy(self) -> None:
-        """Nothing to drop: the published deployment keeps all heads."""
+    def deploy(self, asked: int) -> None:
+        """Drop the heads that come after layer `asked`; those before it stay, as published."""
+        self.box, self.score = self.box[: asked + 1], self.score[: asked + 1]
 
 
 class Quality(nn.Module):

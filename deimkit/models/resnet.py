@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from deimkit.models.layers import Backbone, ConvNorm
 
-WIDTHS = (64, 128, 256, 512)  # channels inside the blocks of the four stages
-
 
 @dataclass(frozen=True)
 class ResNetVD:
@@ -19,7 +17,8 @@ class ResNetVD:
 
     blocks: per stage. bottleneck: blocks of three convolutions that put out four times as many channels (depth 50 and
     more), instead of two. levels: which stages (0-3) are handed on. frozen: the stem and all batch norms keep their
-    weights and statistics, as plain RT-DETRv2-M*, L and X train from ImageNet weights (DEIM freezes nothing).
+    weights and statistics, as plain RT-DETRv2-M*, L and X train from ImageNet weights (DEIM freezes nothing). stem,
+    widths: channels of the stem, and inside the blocks of each stage.
     Source: He et al., "Bag of Tricks", Fig. 2 (ResNet-D); RT-DETR.
     """
 
@@ -27,11 +26,13 @@ class ResNetVD:
     bottleneck: bool = False
     levels: tuple[int, ...] = (1, 2, 3)
     frozen: bool = False
+    stem: int = 64
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels of each map handed on."""
-        return tuple(WIDTHS[i] * (4 if self.bottleneck else 1) for i in self.levels)
+        return tuple(self.widths[i] * (4 if self.bottleneck else 1) for i in self.levels)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -50,17 +51,19 @@ class ResNet(Backbone):
         super().__init__(spec.levels)
         self.conv1 = nn.Sequential(
             OrderedDict(
-                conv1_1=ConvNorm(3, 32, 3, stride=2, act="relu"),
-                conv1_2=ConvNorm(32, 32, 3, act="relu"),
-                conv1_3=ConvNorm(32, 64, 3, act="relu"),
+                conv1_1=ConvNorm(3, spec.stem // 2, 3, stride=2, act="relu"),
+                conv1_2=ConvNorm(spec.stem // 2, spec.stem // 2, 3, act="relu"),
+                conv1_3=ConvNorm(spec.stem // 2, spec.stem, 3, act="relu"),
             )
         )
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         block = Bottleneck if spec.bottleneck else Basic
-        outputs = [width * block.expansion for width in WIDTHS]
+        outputs = [width * block.expansion for width in spec.widths]
         self.res_layers = nn.ModuleList(
             Stage(block, inputs, width, count, stride=1 if i == 0 else 2)
-            for i, (inputs, width, count) in enumerate(zip([64, *outputs[:-1]], WIDTHS, spec.blocks, strict=True))
+            for i, (inputs, width, count) in enumerate(
+                zip([spec.stem, *outputs[:-1]], spec.widths, spec.blocks, strict=True)
+            )
         )
         if spec.frozen:
             self.freeze(self.conv1)

@@ -13,13 +13,14 @@ from deimkit.recipes.beyond_coco import BEYOND
 from deimkit.recipes.deim import DEIM
 from deimkit.recipes.dfine import DFINE
 from deimkit.recipes.recipe import Paper, Recipe, diff
+from deimkit.recipes.roadmap import ROADMAP
 from deimkit.recipes.rtdetrv2 import DEIM_RTDETRV2, RTDETRV2
+from deimkit.recipes.small import TINY
 from deimkit.recipes.studies import STUDIES
-from deimkit.recipes.tiny import tiny
 
 __all__ = ["Paper", "Recipe", "diff", "get", "names", "parse", "parts", "to_python"]
 
-_FAMILIES = (DFINE, DEIM, RTDETRV2, DEIM_RTDETRV2, {"tiny": tiny}, BEYOND, STUDIES)
+_FAMILIES = (DFINE, DEIM, RTDETRV2, DEIM_RTDETRV2, TINY, BEYOND, STUDIES, ROADMAP)
 _ALL: dict[str, Recipe] = {recipe.name: recipe for family in _FAMILIES for recipe in family.values()}
 
 _PART_ROOMS = (

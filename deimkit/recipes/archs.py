@@ -32,19 +32,22 @@ DFINES = {
     "l":    ("B4",   (1, 2, 3), 256, 1024, GELAN(128, 3),    6, 256, 1024, (3, 6, 3),             300, 100,       4.0),
     "x":    ("B5",   (1, 2, 3), 384, 2048, GELAN(192, 3),    6, 256, 1024, (3, 6, 3),             300, 100,       8.0),
 }
-RESNETS = {  # blocks per stage; bottlenecks
-    "r18":  ((2, 2, 2, 2),  False),
-    "r34":  ((3, 4, 6, 3),  False),
-    "r50":  ((3, 4, 6, 3),  True),
-    "r101": ((3, 4, 23, 3), True),
+RESNETS = {  # blocks per stage; bottlenecks; stem and widths inside the blocks
+    "tiny": ((1, 1, 1, 1),  False, 32, (16, 32, 64, 128)),
+    "r18":  ((2, 2, 2, 2),  False, 64, (64, 128, 256, 512)),
+    "r34":  ((3, 4, 6, 3),  False, 64, (64, 128, 256, 512)),
+    "r50":  ((3, 4, 6, 3),  True,  64, (64, 128, 256, 512)),
+    "r101": ((3, 4, 23, 3), True,  64, (64, 128, 256, 512)),
 }
 RTDETRS = {
-    #          backbone  encoder width, FFN, fusion   decoder layers: plain, with DEIM; the one asked   frozen if plain
-    "r18vd":   ("r18",   256, 1024, CSPRep(128, 3),   3, 3, None,                                       False),
-    "r34vd":   ("r34",   256, 1024, CSPRep(128, 3),   4, 4, None,                                       False),
-    "r50vd_m": ("r50",   256, 1024, CSPRep(128, 3),   6, 3, 2,                                          True),
-    "r50vd":   ("r50",   256, 1024, CSPRep(256, 3),   6, 6, None,                                       True),
-    "r101vd":  ("r101",  384, 2048, CSPRep(384, 3),   6, 6, None,                                       True),
+    # backbone, frozen if plain; encoder width, FFN, fusion; decoder layers plain, with DEIM, and the one asked, its
+    # width, FFN; queries, noisy ones
+    "tiny":    ("tiny", False, 64,  192,  CSPRep(32, 1),  3, 3, None, 64,  192,  100, 50),
+    "r18vd":   ("r18",  False, 256, 1024, CSPRep(128, 3), 3, 3, None, 256, 1024, 300, 100),
+    "r34vd":   ("r34",  False, 256, 1024, CSPRep(128, 3), 4, 4, None, 256, 1024, 300, 100),
+    "r50vd_m": ("r50",  True,  256, 1024, CSPRep(128, 3), 6, 3, 2,    256, 1024, 300, 100),
+    "r50vd":   ("r50",  True,  256, 1024, CSPRep(256, 3), 6, 6, None, 256, 1024, 300, 100),
+    "r101vd":  ("r101", True,  384, 2048, CSPRep(384, 3), 6, 6, None, 256, 1024, 300, 100),
 }
 # fmt: on
 
@@ -75,28 +78,32 @@ def dfine_arch(size: str, activation: str = "silu", frozen: bool = False) -> Arc
 
 
 def rtdetrv2_arch(size: str, activation: str = "silu") -> Arch:
-    """RT-DETRv2 of size r18vd, r34vd, r50vd_m, r50vd or r101vd; "silu" as trained with DEIM, "relu" as it was before.
+    """RT-DETRv2 of size r18vd, r34vd, r50vd_m, r50vd or r101vd, or tiny.
 
-    DEIM changes more than the activation: the position code has one layer more, r50vd_m is built without the three
-    decoder layers that it never asks, and the three large backbones are not frozen.
+    "silu" as trained with DEIM, "relu" as it was before. DEIM changes more than the activation: the position code has
+    one layer more, r50vd_m is built without the three decoder layers that it never asks, and the three large backbones
+    are not frozen.
     """
     if size not in RTDETRS:
         raise RecipeError(f"RT-DETRv2 comes in the sizes {', '.join(RTDETRS)}; got {size!r}.")
-    net, width, ffn, fusion, plain_layers, deim_layers, asked, frozen = RTDETRS[size]
+    net, frozen, width, ffn, fusion, plain, with_deim, asked, inner, inner_ffn, queries, denoise = RTDETRS[size]
     deim = activation == "silu"
-    blocks, bottleneck = RESNETS[net]
+    blocks, bottleneck, stem, widths = RESNETS[net]
     return Arch(
-        backbone=ResNetVD(blocks, bottleneck, frozen=frozen and not deim),
+        backbone=ResNetVD(blocks, bottleneck, frozen=frozen and not deim, stem=stem, widths=widths),
         encoder=Hybrid(width, ffn, fusion),
         decoder=Decoder(
-            layers=deim_layers if deim else plain_layers,
-            width=256,
-            ffn=1024,
+            layers=with_deim if deim else plain,
+            width=inner,
+            ffn=inner_ffn,
             points=(4, 4, 4),
+            projected=True,
             gated=False,
             position=(1, 1) if deim else (2,),
             asked=asked,
         ),
+        queries=TopK(queries),
+        groups=(Denoise(denoise),),
         refine=LookForwardTwice(),
         activation=activation,
     )

@@ -13,7 +13,7 @@ from deimkit.recipes.recipe import Paper, Recipe
 from deimkit.recipes.rtdetrv2 import DEIM_RTDETRV2, rtdetr_losses
 
 AP = ("ap", "ap50", "ap75", "aps", "apm", "apl")
-DEIM_R50, DEIM_L, DFINE_L = DEIM_RTDETRV2["r50vd"], DEIM["l"], DFINE["l"]
+DEIM_R50, DEIM_R101, DEIM_L, DFINE_L = DEIM_RTDETRV2["r50vd"], DEIM_RTDETRV2["r101vd"], DEIM["l"], DFINE["l"]
 
 
 def lasting(recipe: Recipe, epochs: int) -> Recipe:
@@ -22,6 +22,15 @@ def lasting(recipe: Recipe, epochs: int) -> Recipe:
     assert recipe.paper is not None and recipe.paper.epochs, "a published recipe says its epochs"
     total = round(epochs * clock.total / recipe.paper.epochs)
     return replace(recipe, timeline=clock.scaled_to(total, clock.steps_per_epoch))
+
+
+def as_in_the_paper(size: str) -> Recipe:
+    """D-FINE of a size with the clean stage of its paper: of 2 or 4 epochs, where the published files say 8 or 12."""
+    recipe = DFINE[size]
+    clock, clean = recipe.timeline, 2 if size in "lx" else 4
+    claim = Paper("D-FINE Table 6", epochs=clock.augment)
+    clock = replace(clock, total=clock.augment + clean)
+    return replace(recipe, name=f"dfine_table6_{size}", timeline=clock, paper=claim)
 
 
 def named(recipe: Recipe, name: str, table: str, *ap: float) -> Recipe:
@@ -35,10 +44,10 @@ def dense(recipe: Recipe, mosaic: float, mixup: float) -> Recipe:
     return replace(recipe, augment=replace(recipe.augment, mosaic=mosaic, mixup=mixup))
 
 
-def with_bins(bins: int) -> Recipe:
-    """D-FINE-L without GO-LSD and with N bins."""
+def with_distributions(**fields: Any) -> Recipe:
+    """D-FINE-L without GO-LSD and with other fields of its `FDR`."""
     assert isinstance(DFINE_L.arch.refine, FDR)
-    arch = replace(DFINE_L.arch, refine=replace(DFINE_L.arch.refine, bins=bins))
+    arch = replace(DFINE_L.arch, refine=replace(DFINE_L.arch.refine, **fields))
     losses = tuple(loss for loss in dfine_losses(VFL(), arch) if not isinstance(loss, DDF))
     return replace(DFINE_L, arch=arch, losses=losses, share=False)
 
@@ -50,6 +59,10 @@ def with_temperature(T: float) -> Recipe:
 
 
 # fmt: off
+SHORTER = {  # 36 epochs
+    "r50vd": (53.9, 71.7, 58.6, 36.7, 58.9, 70.9),
+    "r101vd": (55.2, 73.3, 59.9, 37.8, 59.6, 72.8),
+}
 DENSE = {  # epochs, mosaic, MixUp: AP, AP50, AP75, APs, APm, APl
     (12, 0.0, 0.0): (49.6, 67.1, 53.6, 31.3, 54.2, 67.8),
     (12, 0.5, 0.0): (50.4, 68.4, 54.5, 32.7, 54.6, 68.1),
@@ -67,6 +80,8 @@ TEMPERATURES = {1.0: 53.2, 2.5: 53.7, 5.0: 54.0, 7.5: 53.8, 10.0: 53.7, 20.0: 53
 # fmt: on
 
 _STUDIES = (
+    named(lasting(DEIM_R50, 36), "deim_rtdetrv2_r50vd_36e", "DEIM Table 2", *SHORTER["r50vd"]),
+    named(lasting(DEIM_R101, 36), "deim_rtdetrv2_r101vd_36e", "DEIM Table 2", *SHORTER["r101vd"]),
     *(
         named(dense(lasting(DEIM_R50, epochs), p, q), f"deim_table4_{epochs}e_mosaic{p}_mixup{q}", "DEIM Table 4", *ap)
         for (epochs, p, q), ap in DENSE.items()
@@ -94,8 +109,11 @@ _STUDIES = (
         named(dense(lasting(DEIM_R50, 24), p, p), f"deim_table12_{objects}_objects", "DEIM Table 12", *ap)
         for objects, (p, *ap) in OBJECTS.items()
     ),
-    *(named(with_bins(bins), f"dfine_table4_bins{bins}", "D-FINE Table 4", ap) for bins, ap in BINS.items()),
+    named(with_distributions(up=0.5, scale=4.0), "dfine_table4_a0.5_c0.25", "D-FINE Table 4", 53.3),
+    named(with_distributions(up=0.5, scale=0.01), "dfine_table4_a0.5_c100", "D-FINE Table 4", 53.0),
+    *(named(with_distributions(bins=n), f"dfine_table4_bins{n}", "D-FINE Table 4", ap) for n, ap in BINS.items()),
     *(named(with_temperature(T), f"dfine_table4_T{T:g}", "D-FINE Table 4", ap) for T, ap in TEMPERATURES.items()),
+    *(as_in_the_paper(size) for size in "smlx"),
 )  # fmt: skip
 
 STUDIES = {recipe.name: recipe for recipe in _STUDIES}

@@ -14,7 +14,7 @@ from deimkit.models.groups import Denoise
 from deimkit.models.hgnetv2 import HGNetV2
 from deimkit.models.queries import TopK
 from deimkit.models.refine import FDR, LookForwardTwice
-from deimkit.models.resnet import WIDTHS, ResNetVD
+from deimkit.models.resnet import ResNetVD
 from deimkit.recipes.archs import dfine_arch, rtdetrv2_arch
 from deimkit.weights.classes import named
 
@@ -26,10 +26,11 @@ ROUNDED = ("hidden_expansion", "depth_mult", "embedding_size", "depths", "hidden
 
 def kind_of(arch: Arch) -> str:
     """The model type that `transformers` has for an architecture; `CheckpointError` if it has none."""
-    net, fusion, refine, gated = arch.backbone, arch.encoder.fusion, arch.refine, arch.decoder.gated
-    if isinstance(net, HGNetV2) and isinstance(fusion, GELAN) and isinstance(refine, FDR) and gated:
+    parts, decoder = (arch.backbone, arch.encoder.fusion, arch.refine), arch.decoder
+    kind = tuple(map(type, parts)), decoder.projected, decoder.gated
+    if kind == ((HGNetV2, GELAN, FDR), False, True):
         return "d_fine"
-    if isinstance(net, ResNetVD) and isinstance(fusion, CSPRep) and isinstance(refine, LookForwardTwice) and not gated:
+    if kind == ((ResNetVD, CSPRep, LookForwardTwice), True, False):
         return "rt_detr_v2"
     raise CheckpointError(
         "transformers has D-FINE and RT-DETRv2, but no class for this mixture of their parts. Keep it as a checkpoint "
@@ -133,16 +134,20 @@ def _dfine(c: dict[str, Any], net: dict[str, Any], own: dict[str, Any]) -> Arch:
 
 def _rtdetr(c: dict[str, Any], net: dict[str, Any], own: dict[str, Any]) -> Arch:
     """The `Arch` of a complete RT-DETRv2 config `c`, its backbone's config `net`, and what we noted in it."""
-    hidden = int(c["encoder_hidden_dim"] * c["hidden_expansion"])
-    asked = {"gated": False, "position": tuple(own.get("position", (2,))), "asked": own.get("asked")}
+    hidden, bottleneck = int(c["encoder_hidden_dim"] * c["hidden_expansion"]), net["layer_type"] == "bottleneck"
+    kind = {"projected": True, "gated": False, "discrete": c["decoder_method"] == "discrete"}
+    ours = {"position": tuple(own.get("position", (2,))), "asked": own.get("asked")}
     return Arch(
         backbone=ResNetVD(
-            tuple(net["depths"]), net["layer_type"] == "bottleneck", _levels(net), own.get("frozen", False)
+            blocks=tuple(net["depths"]),
+            bottleneck=bottleneck,
+            levels=_levels(net),
+            frozen=own.get("frozen", False),
+            stem=net["embedding_size"],
+            widths=tuple(channels // (4 if bottleneck else 1) for channels in net["hidden_sizes"]),
         ),
         encoder=_hybrid(c, own, CSPRep(hidden, own.get("blocks", 3))),
-        decoder=_decoder(
-            c, (c["decoder_n_points"],) * len(net["out_features"]), discrete=c["decoder_method"] == "discrete", **asked
-        ),
+        decoder=_decoder(c, (c["decoder_n_points"],) * len(net["out_features"]), **kind, **ours),
         queries=TopK(c["num_queries"]),
         groups=_groups(c),
         refine=LookForwardTwice(),
@@ -284,9 +289,9 @@ def _rtdetr_structure(arch: Arch) -> dict[str, Any]:
         "backbone_config": {
             "model_type": "rt_detr_resnet",
             "num_channels": 3,
-            "embedding_size": 64,
+            "embedding_size": net.stem,
             "depths": list(net.blocks),
-            "hidden_sizes": [width * (4 if net.bottleneck else 1) for width in WIDTHS],
+            "hidden_sizes": [width * (4 if net.bottleneck else 1) for width in net.widths],
             "layer_type": "bottleneck" if net.bottleneck else "basic",
             "hidden_act": "relu",
             "downsample_in_first_stage": False,

@@ -1,6 +1,7 @@
-"""What each part of DEIM is worth on the synthetic scenes: four recipes, several seeds, equal epochs, one table.
+"""What DEIM and its parts are worth on a small dataset: a few recipes, several seeds, equal epochs, one table.
 
 `python -m tests.bench.ablation --out runs/ablation` trains what is not trained yet and prints the table as Markdown.
+`--family rtdetrv2` compares the tiny RT-DETRv2 with and without DEIM, `--data` names another dataset.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from deimkit.losses import VFL
 from deimkit.recipes.archs import dfine_arch
 from deimkit.recipes.dfine import dfine_losses
 from deimkit.recipes.recipe import Recipe
-from deimkit.recipes.tiny import tiny
+from deimkit.recipes.small import deim_rtdetrv2_tiny, rtdetrv2_tiny, tiny
 from deimkit.training.timeline import StepDecay
 
 
-def variants() -> dict[str, Recipe]:
-    """The recipes that are compared: DEIM, DEIM without one of its parts, and D-FINE's own."""
+def variants(family: str) -> dict[str, Recipe]:
+    """The recipes that are compared: DEIM, DEIM without one of its parts, and the family's own."""
+    if family == "rtdetrv2":
+        return {"DEIM-RT-DETRv2": deim_rtdetrv2_tiny, "RT-DETRv2": rtdetrv2_tiny}
     clock, relu = tiny.timeline, dfine_arch("tiny", activation="relu")
     plain = replace(clock, warm=0, dense=0, lr=StepDecay(warmup=clock.lr.warmup))
     return {
@@ -37,36 +40,43 @@ def variants() -> dict[str, Recipe]:
     }
 
 
-def measured(recipe: Recipe, seed: int, epochs: int | None, out: Path) -> dict[str, float]:
-    """The numbers of the last epoch (of the EMA weights) of a run, trained or resumed if not finished."""
-    folder = out / f"{recipe.name}_seed{seed}"
+def finished(folder: Path) -> bool:
+    """Whether a run got to its end."""
+    return any(event["event"] == "finished" for event in dk.Run(folder).events())
+
+
+def trained(recipe: Recipe, data: str, seed: int, epochs: int | None, folder: Path) -> list[dict[str, float]]:
+    """The numbers (of the EMA weights) after each epoch of a run, trained or resumed if not finished."""
     if not (folder / "run.json").is_file():
-        dk.train(recipe, "synthetic", out=folder, epochs=epochs, seed=seed, device="cpu")
-    elif not any(event["event"] == "finished" for event in dk.Run(folder).events()):
+        dk.train(recipe, data, out=folder, epochs=epochs, seed=seed, device="cpu")
+    elif not finished(folder):
         dk.resume(folder)
-    return dk.Run(folder).metrics("epoch")[-1]
+    if not finished(folder):
+        raise SystemExit(f"{folder} was stopped; the same command goes on with it")
+    return dk.Run(folder).metrics("epoch")
 
 
 def main() -> None:
     """Train all, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--family", choices=("dfine", "rtdetrv2"), default="dfine")
+    parser.add_argument("--data", default="synthetic")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     lines = ["| recipe | AP | AP50 | AP75 | minutes |", "|---|---|---|---|---|"]
-    for name, recipe in variants().items():
-        rows = [measured(recipe, seed, args.epochs, args.out) for seed in range(args.seeds)]
-        folders = [args.out / f"{recipe.name}_seed{seed}" for seed in range(args.seeds)]
-        minutes = mean(sum(r["train_s"] + r["evaluate_s"] for r in dk.Run(f).metrics("epoch")) for f in folders) / 60
+    for name, recipe in variants(args.family).items():
+        folders = {seed: args.out / f"{recipe.name}_{Path(args.data).name}_seed{seed}" for seed in range(args.seeds)}
+        runs = [trained(recipe, args.data, seed, args.epochs, folder) for seed, folder in folders.items()]
+        minutes = mean(sum(row["train_s"] + row["evaluate_s"] for row in run) for run in runs) / 60
         cells = [
             f"{100 * mean(values):.1f} ± {100 * stdev(values) if len(values) > 1 else 0:.1f}"
-            for values in ([row[key] for row in rows] for key in ("AP", "AP50", "AP75"))
+            for values in ([run[-1][key] for run in runs] for key in ("AP", "AP50", "AP75"))
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {minutes:.1f} |")
-    epochs = args.epochs or tiny.timeline.total
     lines.append(
-        f"\n{args.seeds} seeds (mean ± standard deviation), {epochs} epochs, "
+        f"\n{args.data}, {args.seeds} seeds (mean ± standard deviation), {args.epochs or tiny.timeline.total} epochs, "
         f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}, torch {torch.__version__}."
     )
     print("\n".join(lines))

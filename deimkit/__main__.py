@@ -38,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("recipes", run_recipes, "list the recipes with the papers' numbers, print one, or compare two")
     sub.add_argument("names", nargs="*", metavar="NAME", help="a recipe to print as Python; or: diff NAME NAME")
 
+    command("weights", run_weights, "list the published weights that can be fetched by name, with the papers' claims")
+
     sub = command("train", run_train, "train a recipe on a dataset")
     sub.add_argument("recipe", nargs="?", help="name of a recipe (deimkit recipes)")
     sub.add_argument("--data", help="a dataset's folder or file, or synthetic")
@@ -54,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--resume", metavar="RUN", help="continue this run from its last checkpoint (--data: on this data)"
     )
-    sub.add_argument("--weights", help="start from this checkpoint, published file or Hugging Face folder")
+    sub.add_argument(
+        "--weights", help="start from this checkpoint, file, address, Hugging Face folder or name (deimkit weights)"
+    )
     sub.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
     sub.add_argument("--workers", type=int, help="loader processes")
     sub.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
@@ -69,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--data", required=True, help="a dataset's folder or file, or synthetic")
     sub.add_argument("--split", default="val", choices=("train", "val", "test"))
-    sub.add_argument("--weights", help="a published file, when RUN is a recipe's name")
+    sub.add_argument("--weights", help="a file, an address or a name (deimkit weights), when RUN is a recipe's")
     sub.add_argument("--size", type=int, nargs="+")
     sub.add_argument("--batch", type=int, default=8)
     sub.add_argument("--device", default="auto")
@@ -82,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("images", nargs="+", help="images, folders, or videos")
     sub.add_argument("--threshold", type=float, default=0.5, help="the least score, in [0, 1]")
     sub.add_argument("--out", help="folder for the drawn images, numbered in the order of the lines printed")
-    sub.add_argument("--weights", help="a published file, when RUN is a recipe's name")
+    sub.add_argument("--weights", help="a file, an address or a name (deimkit weights), when RUN is a recipe's")
     sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
     sub.add_argument("--device", default="auto")
 
@@ -130,6 +134,24 @@ def list_recipes() -> tuple[int, Any]:
             else ""
         )
         print(f"{name:36} {recipe.timeline.total:6}  {claim}".rstrip())
+    return 0, rows
+
+
+def run_weights(args: argparse.Namespace) -> tuple[int, Any]:
+    """Print the published weights: for which recipe, under which name, and from where."""
+    from deimkit.weights.sources import BY_HAND, listed
+
+    print(f"{'recipe':21}  {'weights':8}  claimed AP  {'licence':10}  from")
+    rows = []
+    for source in listed():
+        paper = source.paper
+        row = {"recipe": source.recipe, "weights": source.what, "from": str(source.place), "licence": source.licence}
+        rows.append(row | ({"paper": vars(paper)} if paper else {}))
+        claim = cell(paper.ap if paper else None, 10, 1)
+        print(f"{source.recipe:21}  {source.what:8}  {claim}  {source.licence:10}  {source.place}")
+    print("AP is claimed on COCO val2017; `deimkit recipes` says in which table.")
+    print("imagenet fills the backbone alone, of every other recipe with the same backbone too.")
+    print(BY_HAND)
     return 0, rows
 
 

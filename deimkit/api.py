@@ -20,7 +20,8 @@ from deimkit.training.machine import pick_device, pick_precision
 from deimkit.training.progress import Progress, Silent
 from deimkit.training.run import Plan, Run
 from deimkit.training.trainer import Trainer, usable
-from deimkit.weights import hub
+from deimkit.weights import sources
+from deimkit.weights.addresses import WebFile, is_address
 
 
 def build(recipe: str | Recipe, categories: int | list[str] | CategoryMap = 80) -> Detector:
@@ -33,18 +34,21 @@ def load(
     weights: str | Path | None = None,
     categories: int | list[str] | CategoryMap | None = None,
     replace_head: bool = False,
+    progress: bool = True,
 ) -> Detector:
     """A trained detector, ready to predict.
 
     source: a run, its folder, a checkpoint (.pt) of deimkit, a Hugging Face folder; or a recipe or its name, with
-    `weights` the published .pth, .safetensors or Hugging Face folder to fill it with, or the name of published weights
-    to fetch: "coco" (`deimkit.weights.hub` lists them). categories: the classes to detect, with `weights` only; by
-    default those of the file (COCO's 80 where a published one does not say). A head for other classes is an error
-    unless `replace_head`. Raises `CheckpointError`.
+    `weights` the published .pth, .safetensors or Hugging Face folder to fill it with, or what to fetch once and keep:
+    the address of such a file, or a name that `deimkit weights` lists, as "coco", or "imagenet" for the backbone alone.
+    categories: the classes to detect, with `weights` only; by default those of the file (COCO's 80 where a published
+    one does not say). A head for other classes is an error unless `replace_head`. progress: say what is fetched.
+    Raises `CheckpointError`.
     """
     if weights is not None:
         recipe = as_recipe(source)
-        return _filled(recipe, weight_file(weights, recipe), categories, replace_head)
+        file = weight_file(weights, recipe, Progress() if progress else Silent())
+        return _filled(recipe, file, categories, replace_head)
     if categories is not None or replace_head:
         raise CheckpointError(
             f"{source} says itself which classes it detects. To change them, load(recipe, weights={str(source)!r}, "
@@ -99,10 +103,11 @@ def train(
 
     epochs, batch (total per step), size (pixels, a multiple of 32) and lr (the base rate) default to the recipe's;
     everything coupled to them follows (`Recipe.fit_to`). wait=False trains in a process of its own and returns at
-    once. weights: what to start from, a run, a checkpoint, a published file, a Hugging Face folder or a name as in
-    `load`; its head is mapped by class name. Further options are the fields of `Plan`: precision, workers, accumulate,
-    on_problem, patience, evaluate_every, save_every. Raises `DataError`, `RecipeError`, `CheckpointError`, and nothing
-    is written then; a folder that already holds a trained run is refused: `resume(out)` continues it.
+    once. weights: what to start from, a run, a checkpoint, a published file, a Hugging Face folder, or an address or a
+    name as in `load` ("imagenet" for the backbone alone); a head is mapped by class name. Further options are the
+    fields of `Plan`: precision, workers, accumulate, on_problem, patience, evaluate_every, save_every. Raises
+    `DataError`, `RecipeError`, `CheckpointError`, and nothing is written then; a folder that already holds a trained
+    run is refused: `resume(out)` continues it.
     """
     folder = Path(out)
     refuse_used(folder)
@@ -112,7 +117,7 @@ def train(
         fingerprint=dataset.fingerprint(),
         device=device,
         seed=seed,
-        weights=weights and weight_file(weights, as_recipe(recipe)),
+        weights=weights and weight_file(weights, as_recipe(recipe), Progress() if progress else Silent()),
         **plan,
     )
     if dataset is data and not wait:
@@ -214,18 +219,30 @@ def make_plan(**options: Any) -> Plan:
     return Plan(**options)
 
 
-def weight_file(source: str | Path | Run, recipe: Recipe) -> str:
+def weight_file(source: str | Path | Run, recipe: Recipe, shown: Progress) -> str:
     """Where the weights of a run, a run folder, a file or a Hugging Face folder lie; `CheckpointError` if nowhere.
 
-    A name such as "coco" is fetched for `recipe`, unless something here is called so.
+    What lies at an address, or is published for `recipe` under a name such as "coco", is fetched and kept, unless
+    there is something here of that name. shown: told what is fetched.
     """
-    if source in hub.NAMES and not Path(str(source)).exists():
-        return str(hub.fetch(hub.find(recipe.name, str(source))))
+    if is_address(source):
+        return _fetched(WebFile(str(source)), f"weights from {source}", shown)
     path = source.best if isinstance(source, Run) else Path(source).expanduser()
     path = Run(path).best if (path / "run.json").is_file() else path
+    if source in sources.NAMES and not path.is_file() and not (path / "config.json").is_file():
+        published = sources.find(recipe, str(source))
+        return _fetched(published.place, str(published), shown)
     if not path.exists():
         raise CheckpointError(f"No weights at {path}: expected a run, a checkpoint, a .pth, .safetensors or a folder.")
     return str(path.absolute())
+
+
+def _fetched(place: sources.Place, what: str, shown: Progress) -> str:
+    """Where what lies at a place is kept, once it is fetched."""
+    shown.line(what)
+    path = place.fetch(shown.note)
+    shown.line(f"kept in {path}")
+    return str(path)
 
 
 def _filled(

@@ -1,10 +1,14 @@
 """Fixtures that every test may use."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.loopback import Site
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LACKING = "needs the reference data beside the checkout (../shared)"
@@ -31,3 +35,13 @@ def pytest_terminal_summary(terminalreporter) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A server on this machine that does as it is told (`Site.plan`)."""
+    monkeypatch.setenv("no_proxy", "*")
+    with Site() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.shutdown()

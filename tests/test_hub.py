@@ -13,14 +13,11 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-import torch
 from filling import fill
 
-import deimkit as dk
 from deimkit import recipes
-from deimkit.errors import CheckpointError
 from deimkit.models.detector import Detector
-from deimkit.weights import hub, save_hf
+from deimkit.weights import save_hf
 
 REPOSITORY = "ustc-community/dfine-nano-coco"
 
@@ -132,20 +129,3 @@ def test_damaged_weights_are_refused_and_fetched_anew(served, tmp_path):
 def test_without_a_network_the_error_says_what_to_bring(tmp_path):
     said = load(None, tmp_path / "home")["error"]
     assert REPOSITORY in said and "pass weights=FOLDER" in said
-
-
-def test_weights_that_are_nowhere_published_are_named(monkeypatch, tmp_path):
-    with pytest.raises(CheckpointError, match="No published weights 'coco' are known for deim_dfine_n.*by hand"):
-        dk.load("deim_dfine_n", weights="coco")
-    with pytest.raises(CheckpointError, match="No published weights 'obj365' are known for dfine_n. There are coco."):
-        dk.load("dfine_n", weights="obj365")
-    monkeypatch.chdir(tmp_path)
-    detector = fill(Detector(recipes.get("tiny").arch, 80))
-    torch.save({"model": detector.state_dict()}, "coco")  # a file of that name is meant first
-    assert dk.load("tiny", weights="coco").arch == detector.arch
-
-
-def test_every_source_is_of_a_recipe_and_unique():
-    assert all(source.recipe in recipes.names() for source in hub.SOURCES)
-    asked = [(source.recipe, source.what) for source in hub.SOURCES]
-    assert len(set(asked)) == len(asked) and len({source.repository for source in hub.SOURCES}) == len(asked)

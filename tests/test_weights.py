@@ -233,7 +233,7 @@ def test_a_file_with_frozen_batch_norms_loads(trained: Detector, tmp_path: Path)
     )
     fresh = detector()
     report = load_weights(fresh, tmp_path / "l.pth")
-    assert set(report.missing.values()) == {"frozen batch norms have no counter"}
+    assert set(report.missing.values()) == {"batch norms were saved without their counters"}
     assert torch.equal(fresh.backbone.stem.stem1.bn.running_var, trained.backbone.stem.stem1.bn.running_var)
 
 

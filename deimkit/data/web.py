@@ -25,8 +25,8 @@ _REMEDY = dict.fromkeys(
 ) | {
     401: "It asks for a login: fetch it with a browser",
     403: "It may ask for a login: fetch it with a browser",
-    404: "It has moved or is gone: look for its new address on the dataset's page",
-    410: "It is gone: look for its new address on the dataset's page",
+    404: "It has moved or is gone: look for its new address where it is published",
+    410: "It is gone: look for its new address where it is published",
 }
 
 

@@ -86,7 +86,7 @@ class Trainer:
         elif self.recipe.arch.backbone.frozen and not resumed:
             self.progress.line(
                 f"{self.recipe.name} keeps its stem and batch norms frozen, which is meant for pretrained weights; "
-                "without weights= they stay as they were drawn"
+                'without weights=, such as weights="imagenet", they stay as they were drawn'
             )
         self.model.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = self.recipe.optim.build(self.model)

@@ -1,78 +1,49 @@
-"""Published weights by name: where they lie, fetched only when someone asks for them, and kept."""
+"""A detector in a repository of the Hugging Face hub, fetched with the hub's own client and kept in its cache."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deimkit.data.fetch import Note, quiet
 from deimkit.errors import CheckpointError
 
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # of a Hugging Face folder
-_DFINE = {"n": "nano", "s": "small", "m": "medium", "l": "large", "x": "xlarge"}
-_BY_HAND = "the authors of DEIM give theirs out by hand (see their repository); load such a file with weights=PATH"
 
 
 @dataclass(frozen=True)
-class Source:
-    """A set of weights that can be fetched.
+class Repository:
+    """A repository that holds a detector as `transformers` keeps it."""
 
-    recipe, what: how it is asked for, `load(recipe, weights=what)`. repository: on the Hugging Face hub. licence: as
-    the repository states it.
-    """
+    name: str
 
-    recipe: str
-    what: str
-    repository: str
-    licence: str = "Apache-2.0"
+    def __str__(self) -> str:
+        return f"huggingface.co/{self.name}"
 
+    def fetch(self, note: Note = quiet) -> Path:
+        """The folder of the repository's files, downloaded unless they are in the cache, and checked.
 
-SOURCES = (
-    *(Source(f"dfine_{size}", "coco", f"ustc-community/dfine-{word}-coco") for size, word in _DFINE.items()),
-    *(Source(f"dfine_{size}", "obj365", f"ustc-community/dfine-{_DFINE[size]}-obj365") for size in "smlx"),
-    *(Source(f"dfine_{size}", "obj2coco", f"ustc-community/dfine-{_DFINE[size]}-obj2coco") for size in "smx"),
-    Source("dfine_l", "obj2coco", "ustc-community/dfine-large-obj2coco-e25"),
-    *(
-        Source(f"rtdetrv2_{size}", "coco", f"PekingU/rtdetr_v2_{size}")
-        for size in ("r18vd", "r34vd", "r50vd", "r101vd")
-    ),
-)
-NAMES = tuple(dict.fromkeys(source.what for source in SOURCES))
+        What was begun is resumed. note: told which file is under way. Raises `CheckpointError`.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-
-def find(recipe: str, what: str) -> Source:
-    """The weights of that name for a recipe; `CheckpointError` names those there are."""
-    for source in SOURCES:
-        if (source.recipe, source.what) == (recipe, what):
-            return source
-    there = [source.what for source in SOURCES if source.recipe == recipe]
-    hint = f"There are {', '.join(there)}." if there else f"Published for plain dfine_* and rtdetrv2_*; {_BY_HAND}."
-    raise CheckpointError(f"No published weights {what!r} are known for {recipe}. {hint}")
-
-
-def fetch(source: Source, note: Callable[[str], None] | None = None) -> Path:
-    """The folder of these weights, downloaded with the hub's own client unless it is in its cache, and checked.
-
-    What was begun is resumed. note: called with what is fetched, under which licence. Raises `CheckpointError`.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if note is not None:
-        note(f"{source.recipe}: weights {source.what!r} from {source.repository} ({source.licence})")
-    expected: tuple[type[Exception], ...] = (HfHubHTTPError, LocalEntryNotFoundError, OSError, *_transport_errors())
-    try:
-        paths = [Path(hf_hub_download(source.repository, name)) for name in FILES]
-    except expected as error:
-        raise CheckpointError(
-            f"Could not fetch {source.repository} from the Hugging Face hub ({_first_line(error)}). What was loaded is "
-            f"kept: try again. Or bring its {', '.join(FILES)} here by other means and pass weights=FOLDER."
-        ) from error
-    for path in paths:
-        _check(path)
-    return paths[0].parent
+        expected: tuple[type[Exception], ...] = (HfHubHTTPError, LocalEntryNotFoundError, OSError, *_transport_errors())
+        paths = []
+        try:
+            for name in FILES:
+                note(f"{self.name}: {name}")
+                paths.append(Path(hf_hub_download(self.name, name)))
+        except expected as error:
+            raise CheckpointError(
+                f"Could not fetch {self.name} from the Hugging Face hub ({_first_line(error)}). What was loaded is "
+                f"kept: try again. Or bring its {', '.join(FILES)} here by other means and pass weights=FOLDER."
+            ) from error
+        for path in paths:
+            _check(path)
+        return paths[0].parent
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:

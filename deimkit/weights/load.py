@@ -189,7 +189,7 @@ def _by_row(ours: Tensor, theirs: Tensor, rows: Sequence[int | None]) -> Tensor:
 def _why_missing(key: str, state: State) -> str:
     if state.format == "backbone" and not key.startswith("backbone."):
         return "ImageNet weights fill the backbone only"
-    return "frozen batch norms have no counter" if key.endswith(".num_batches_tracked") else NOT_THERE
+    return "batch norms were saved without their counters" if key.endswith(".num_batches_tracked") else NOT_THERE
 
 
 def _refusal(state: State, misfits: dict[str, str]) -> str:

@@ -26,6 +26,7 @@ _HOME = {
     "doctor": "data.doctor",
     "evaluate": "api",
     "load": "api",
+    "rehearse": "api",
     "resume": "api",
     "train": "api",
 }
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from deimkit.api import build as build
     from deimkit.api import evaluate as evaluate
     from deimkit.api import load as load
+    from deimkit.api import rehearse as rehearse
     from deimkit.api import resume as resume
     from deimkit.api import train as train
     from deimkit.data.dataset import CategoryMap as CategoryMap

@@ -40,6 +40,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     command("weights", run_weights, "list the published weights that can be fetched by name, with the papers' claims")
 
+    sub = command("rehearse", run_rehearse, "train a few steps of every stage, and forecast what the whole will take")
+    sub.add_argument("recipe", help="name of a recipe (deimkit recipes)")
+    sub.add_argument("--data", required=True, help="a dataset's folder or file, or synthetic: a hundred images will do")
+    sub.add_argument("--steps", type=int, default=20, help="in all stages together")
+    sub.add_argument("--batch", type=int, help="images per step on one device")
+    sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    sub.add_argument("--images", type=int, help="to learn from in the whole training (default: those of --data)")
+    sub.add_argument("--val-images", type=int, help="to measure on after every epoch (default: those of --data)")
+    sub.add_argument("--epochs", type=int, help="of the whole training (default: the recipe's)")
+    sub.add_argument("--devices", type=int, help="that share the batch (default: all there are)")
+    sub.add_argument("--workers", type=int, help="loader processes (default: what suits this machine)")
+
     sub = command("train", run_train, "train a recipe on a dataset")
     sub.add_argument("recipe", nargs="?", help="name of a recipe (deimkit recipes)")
     sub.add_argument("--data", help="a dataset's folder or file, or synthetic")
@@ -153,6 +166,25 @@ def run_weights(args: argparse.Namespace) -> tuple[int, Any]:
     print("imagenet fills the backbone alone, of every other recipe with the same backbone too.")
     print(BY_HAND)
     return 0, rows
+
+
+def run_rehearse(args: argparse.Namespace) -> tuple[int, Any]:
+    """Measure a few steps, and forecast the whole training."""
+    data = dk.Dataset.open(args.data)
+    dry = dk.rehearse(args.recipe, data, steps=args.steps, batch=args.batch, size=pair(args.size), device=args.device)
+    print(dry)
+    images, val_images = (
+        len(split or ()) if given is None else given
+        for given, split in ((args.images, data.train), (args.val_images, data.val))
+    )
+    forecast = dry.forecast(images, val_images, epochs=args.epochs, devices=args.devices, workers=args.workers)
+    print(f"\n{forecast}")
+    stages = {
+        stage.stage: {"steps": stage.steps, "step_s": stage.step, "hours": stage.hours} for stage in forecast.stages
+    }
+    low, high = forecast.range
+    whole = {"images": images, "hours": forecast.hours, "low": low, "high": high, "stages": stages}
+    return 0, {"recipe": args.recipe, "device": dry.device, "batch": dry.batch, "memory": dry.memory, **whole}
 
 
 def run_train(args: argparse.Namespace) -> tuple[int, Any]:

@@ -1,11 +1,14 @@
-"""The verbs of deimkit: build, load, train, evaluate."""
+"""The verbs of deimkit: build, load, rehearse, train, evaluate."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from deimkit import recipes
 from deimkit.data.dataset import CategoryMap, Dataset, Split
@@ -18,6 +21,8 @@ from deimkit.training import checkpoint
 from deimkit.training.claim import Claim
 from deimkit.training.machine import pick_device, pick_precision
 from deimkit.training.progress import Progress, Silent
+from deimkit.training.rehearsal import Rehearsal
+from deimkit.training.rehearsal import rehearse as measured_steps
 from deimkit.training.run import Plan, Run
 from deimkit.training.trainer import Trainer, usable
 from deimkit.weights import sources
@@ -131,6 +136,34 @@ def train(
     (folder / "recipe.py").write_text(text, encoding="utf-8")
     planned.write(folder)
     return resume(folder, wait=wait, progress=progress, dataset=dataset if wait else None)
+
+
+def rehearse(
+    recipe: str | Recipe,
+    data: str | Path | Dataset,
+    steps: int = 20,
+    batch: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    **plan: Any,
+) -> Rehearsal:
+    """Train a few real steps of every stage of a recipe, measure them, and keep nothing else.
+
+    `rehearse(...).forecast(images, val_images)` says what the whole training will take. data: a dataset like the one to
+    come; a hundred images will do. batch: images per step on one device; by default the share of the recipe's that one
+    of the GPUs here gets, and 2 on a CPU. Further options are the fields of `Plan`. Raises what `train` raises, so that
+    a batch that does not fit into memory, or an image that cannot be read, is known beforehand.
+    """
+    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    planned = make_plan(data=str(dataset.source), device=device, seed=seed, **plan)
+    dataset, chosen = usable(dataset, planned.on_problem), pick_device(device)
+    whole = as_recipe(recipe)
+    whole = whole if size is None else whole.fit_to(whole.batch * whole.timeline.steps_per_epoch, size=size)
+    if batch is None:
+        batch = max(whole.batch // torch.cuda.device_count(), 1) if chosen.type == "cuda" else 2
+    with TemporaryDirectory() as folder:
+        return measured_steps(whole, min(batch, len(dataset.train or ())), planned, dataset, Path(folder), steps)
 
 
 def resume(folder: str | Path | Run, wait: bool = True, progress: bool = True, dataset: Dataset | None = None) -> Run:

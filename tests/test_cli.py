@@ -73,6 +73,18 @@ def test_recipes_are_listed_and_printed(capsys):
     assert recipes.parse(capsys.readouterr().out) == recipes.get("deim_dfine_n")
 
 
+def test_a_training_is_rehearsed_and_forecast(capsys, data):
+    command = ["rehearse", "micro", "--data", data.source, "--size", "64", "--device", "cpu"]
+    assert main([*command, "--steps", "8", "--images", "1000", "--val-images", "0", "--workers", "0", "--json"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    result = json.loads(printed[-1])
+    assert any(line.startswith("in all ") for line in printed)
+    assert result["hours"] == pytest.approx(sum(stage["hours"] for stage in result["stages"].values()))
+    assert sum(stage["steps"] for stage in result["stages"].values()) == MICRO.fit_to(1000).timeline.steps
+    assert result["low"] <= result["hours"] <= result["high"] and result["images"] == 1000
+    assert "Give" in refused(capsys, *command, "--steps", "1")
+
+
 def test_train_twice_into_one_folder(capsys, tmp_path, data):
     out = str(tmp_path / "X")
     command = ["train", "micro", "--data", data.source, "--out", out, *QUICK]

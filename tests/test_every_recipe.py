@@ -1,18 +1,29 @@
-"""Every recipe builds, is as large as its paper says, and trains: each of its parameters learns from its losses."""
+"""Every recipe builds, is as large as its paper says, and trains: each of its parameters learns from its losses.
+
+Those whose published files were read into reference tables say what these say, number by number.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from deimkit import recipes
+from deimkit.losses import DDF, FGL, L1, MAL, GIoU
+from deimkit.matching import Hungarian
 from deimkit.models.detector import Detector
+from deimkit.models.refine import FDR
+from deimkit.recipes.deim import DEIM
 from deimkit.recipes.recipe import Recipe
 from deimkit.recipes.roadmap import ROADMAP
+from deimkit.recipes.rtdetrv2 import DEIM_RTDETRV2
 from deimkit.structures import Targets
 from tests.parity import flops
 
@@ -50,6 +61,57 @@ def test_all_parameters_learn(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
     frozen = {n.split(".")[0] for n, p in detector.named_parameters() if not p.requires_grad}
     assert frozen == ({"backbone"} if recipe.arch.backbone.frozen else set())
+
+
+TABLES = [r.name for family in (DEIM, DEIM_RTDETRV2) for r in family.values()]
+
+
+def said(shared: Path, name: str) -> dict[str, Any]:
+    """What the published file of a recipe with DEIM says."""
+    path = shared / "golden" / "schedule" / f"{name.removeprefix('deim_')}.json"
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_losses_and_matcher_are_the_published_ones(shared: Path, name: str) -> None:
+    recipe, theirs = recipes.get(name), said(shared, name)["criterion"]
+    weights = {"mal": MAL, "bbox": L1, "giou": GIoU, "fgl": FGL, "ddf": DDF}
+    names = {"mal": ["mal"], "boxes": ["bbox", "giou"], "local": ["fgl", "ddf"]}
+    wanted = {weights[key]: theirs["weight_dict"][f"loss_{key}"] for loss in theirs["losses"] for key in names[loss]}
+    assert {type(loss): loss.weight for loss in recipe.losses} == wanted
+    assert recipe.losses[0] == MAL(gamma=theirs["gamma"]) and recipe.share == theirs["use_uni_set"]
+    cost = theirs["matcher"]
+    assert recipe.matcher == Hungarian(
+        cost["cost_class"], cost["cost_bbox"], cost["cost_giou"], cost["alpha"], cost["gamma"]
+    )
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_clock_and_augmentation_are_the_published_ones(shared: Path, name: str) -> None:
+    recipe, theirs = recipes.get(name), said(shared, name)
+    clock, data, schedule = recipe.timeline, theirs["data"], theirs["schedule"]
+    assert (clock.warm, clock.dense, clock.augment) == tuple(data["policy_epochs"])
+    assert (clock.total, recipe.batch) == (theirs["epochs"], theirs["total_batch_size"])
+    assert (clock.lr.floor, clock.lr.warmup) == (schedule["lr_gamma"], schedule["warmup_iter"])
+    assert clock.lr.tail_start(clock) == theirs["epochs"] - schedule["no_aug_epoch"]
+    assert (clock.ema_decay, clock.ema_ramp) == (theirs["ema"]["decay"], theirs["ema"]["warmups"])
+    assert (recipe.augment.mosaic, recipe.augment.mixup) == (data["mosaic_prob"], data["mixup_prob"])
+    assert recipe.augment.multi_scale == data["base_size_repeat"] and recipe.optim.clip == theirs["clip_max_norm"]
+    assert list(recipe.size) == theirs["eval_spatial_size"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_queries_and_decoder_are_the_published_ones(shared: Path, name: str) -> None:
+    arch, theirs = recipes.get(name).arch, said(shared, name)
+    (noise,), decoder, actual = arch.groups, arch.decoder, theirs["actual"]
+    assert (noise.queries, noise.label_noise, noise.box_noise) == tuple(theirs["denoising"].values())
+    assert (decoder.layers, arch.queries.count) == (actual["decoder_num_layers"], actual["num_queries"])
+    asked = decoder.layers - 1 if decoder.asked is None else decoder.asked
+    assert asked == actual["decoder_eval_idx"] and arch.activation == actual["act_modules"][0].lower()
+    given = next(part for kind, part in theirs["architecture"].items() if "Transformer" in kind)
+    assert (list(decoder.points), decoder.width) == (given["num_points"], given["hidden_dim"])
+    if isinstance(arch.refine, FDR):
+        assert (arch.refine.bins, arch.refine.scale) == (given["reg_max"], given["reg_scale"])
 
 
 @pytest.mark.parametrize("recipe", [r for r in ALL if r.paper and r.paper.params_m], ids=lambda r: r.name)

@@ -31,6 +31,20 @@ PROBES = {
         "positives": [float(plain.mean()), float(dense.mean())],
         "written": sorted(str(path) for path in Path().iterdir()),
     }""",
+    "08_train_coco": """{
+        "data": data.name,
+        "classes": len(data.categories),
+        "stages": [pace.stage for pace in dry.paces],
+        "losses": [loss for pace in dry.paces for loss in pace.loss],
+        "step": [min(pace.step_s) for pace in dry.paces],
+        "by_hand": seconds / 3600,
+        "forecast": forecast.hours,
+        "steps": [stage.steps for stage in present.stages],
+        "range": [present.range[0], present.hours, present.range[1]],
+        "plans": [plan.hours for plan in plans],
+        "share": short.hours / forecast.hours,
+        "written": sorted(str(path) for path in Path().iterdir()),
+    }""",
 }
 
 
@@ -76,7 +90,17 @@ def check_quickstart(said: dict[str, Any]) -> None:
     assert said["written"] == ["runs"], "all that it writes is in one folder"
 
 
-CHECKS = {"00_quickstart": check_quickstart}
+def check_train_coco(said: dict[str, Any]) -> None:
+    assert said["stages"] == ["warm", "dense", "augment", "clean"] and len(said["losses"]) == 20
+    assert all(1 < loss < 1000 for loss in said["losses"]) and min(said["step"]) > 0
+    assert said["steps"] == [924 * epochs for epochs in (4, 74, 70, 12)]
+    assert said["by_hand"] == pytest.approx(said["forecast"]) and said["range"] == sorted(said["range"])
+    one, eight, starved = said["plans"]
+    assert eight == pytest.approx(one / 8, rel=0.01) and eight < starved
+    assert said["share"] == pytest.approx(12 / 160, abs=0.02)
+
+
+CHECKS = {"00_quickstart": check_quickstart, "08_train_coco": check_train_coco}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -84,6 +108,15 @@ def test_notebook_runs_and_finds_what_it_promises(path: Path, tmp_path: Path) ->
     """All of its own asserts hold, and so does what its probe says."""
     assert path.stem in PROBES.keys() & CHECKS.keys(), "say in PROBES and CHECKS which numbers it must find"
     CHECKS[path.stem](execute(path, tmp_path)[0])
+
+
+def test_a_training_on_coco_is_rehearsed_on_coco128(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIMKIT_DATA", str(shared / "data" / "coco128"))
+    said = execute(ROOT / "notebooks" / "08_train_coco.ipynb", tmp_path)[0]
+    check_train_coco(said)
+    assert (said["data"], said["classes"], said["written"]) == ("coco128", 80, [])
 
 
 def test_every_notebook_is_shown_with_its_outputs() -> None:

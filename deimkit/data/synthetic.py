@@ -51,9 +51,9 @@ class Synthetic:
         """Image `index` of "train" or "val" with its objects; it does not depend on any other image."""
         return draw((VERSION, self.seed, ("train", "val").index(split), index), self.size, self.classes)
 
-    def write_once(self, root: Path) -> Path:
+    def write_once(self, root: str | Path) -> Path:
         """Draw the dataset into `root`/synthetic-<version> unless it is there already; returns that folder."""
-        return self.write(root / f"synthetic-{VERSION}")
+        return self.write(Path(root) / f"synthetic-{VERSION}")
 
     def write(self, folder: str | Path) -> Path:
         """Draw the dataset into `folder` in COCO form, complete or not at all; one that is there already is kept.

@@ -30,7 +30,7 @@ def draw_timeline(timeline: Timeline, ax: Axes | None = None, epoch: float | Non
 
     epoch: where the run is now, marked by a line.
     """
-    ax = ax or _panel(9, 3.2)
+    ax = ax or panel(9, 3.2)
     steps = np.unique(np.linspace(0, timeline.steps - 1, 4 * POINTS).astype(int))
     ax.plot(steps / timeline.steps_per_epoch, [timeline.lr_factor(int(k)) for k in steps], color=LINES[0], lw=2)
 
@@ -66,7 +66,7 @@ def draw_losses(rows: Sequence[dict[str, Any]], ax: Axes | None = None) -> Axes:
 
     rows: those of `metrics.jsonl`; of kind "step" they hold `terms` named "kind/output". A long run is averaged down.
     """
-    ax = ax or _panel(9, 3.6)
+    ax = ax or panel(9, 3.6)
     steps = [row for row in rows if row.get("kind") == "step" and row.get("terms")]
     x = when(steps)
     ends: list[tuple[float, str, str]] = []
@@ -84,7 +84,7 @@ def draw_ap(rows: Sequence[dict[str, Any]], ax: Axes | None = None, timeline: Ti
 
     rows: those of `metrics.jsonl`, of which kind "epoch" counts. timeline: marks where its stages change.
     """
-    ax = ax or _panel(9, 3.6)
+    ax = ax or panel(9, 3.6)
     epochs = [row for row in rows if row.get("kind") == "epoch" and "AP" in row]
     x = np.array([row["epoch"] + 1 for row in epochs], float)
     ends: list[tuple[float, str, str]] = []
@@ -134,7 +134,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _panel(width: float, height: float) -> Axes:
+def panel(width: float, height: float) -> Axes:
     """Axes of a new figure of so many inches that a notebook shows."""
     figure = Picture(figsize=(width, height), dpi=110, facecolor=PAPER)
     ax = Panel(figure, (0.1, 0.16, 0.82, 0.76))

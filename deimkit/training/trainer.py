@@ -45,6 +45,8 @@ class Trainer:
     whatever ends a training, it goes on from the last checkpoint as if nothing had happened.
     """
 
+    cache_bytes: int | None = None  # of decoded images that the loader keeps, if not as many as it likes
+
     def __init__(
         self, recipe: Any, plan: Plan, dataset: Dataset, folder: Path, progress: Progress | None = None
     ) -> None:
@@ -130,6 +132,7 @@ class Trainer:
             timeline=self.timeline,
             seed=self.plan.seed,
             workers=default_workers() if self.plan.workers is None else self.plan.workers,
+            cache_bytes=self.cache_bytes,
         )
         self.steps = len(self.loader)
 
@@ -204,10 +207,9 @@ class Trainer:
             self.step_in_epoch += 1
             self.global_step += 1
             now = time.monotonic()
-            per_step = (now - started) / (self.step_in_epoch - first)
             self.epoch_s += now - last
-            last = now
-            self._tell(batch, terms, per_step, now - before)
+            waited, last = before - last, now
+            self._tell(batch, terms, (now - started) / (self.step_in_epoch - first), waited, now - before)
             if self._asked_to_stop():
                 return False
             if self.plan.save_every and self.global_step % self.plan.save_every == 0:
@@ -239,8 +241,11 @@ class Trainer:
         self.run.note("dropped", image=image, split=name, why=str(error), epoch=self.epoch, step=self.step_in_epoch)
         self.progress.line(f"goes on without an image: {error}")
 
-    def _tell(self, batch: Batch, terms: dict[str, float], per_step: float, step_s: float) -> None:
-        """Write the row of a step, and show where the run is."""
+    def _tell(self, batch: Batch, terms: dict[str, float], per_step: float, waited: float, step_s: float) -> None:
+        """Write the row of a step, and show where the run is.
+
+        per_step: mean seconds of a step of this epoch. waited, step_s: seconds for the batch to come, and for the step.
+        """
         row = {
             "kind": "step",
             "epoch": self.epoch,
@@ -249,6 +254,7 @@ class Trainer:
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "boxes": len(batch.targets),
             "images_per_s": round(len(batch) / per_step, 3),
+            "wait_s": round(waited, 4),
             "step_s": round(step_s, 4),
             "memory_mib": self._memory(),
             "terms": terms,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import deimkit as dk
 from deimkit.errors import DeimkitError
+from deimkit.ranks import Ranks
 from deimkit.training.progress import Progress
 from deimkit.training.run import plain
 
@@ -72,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--weights", help="start from this checkpoint, file, address, Hugging Face folder or name (deimkit weights)"
     )
+    sub.add_argument("--devices", type=int, default=1, help="processes on this machine that share a batch, one per GPU")
+    sub.add_argument("--nodes", type=int, default=1, help="machines that do; the same command on each")
+    sub.add_argument("--rdzv", metavar="HOST:PORT", help="where the machines meet")
     sub.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
     sub.add_argument("--workers", type=int, help="loader processes")
     sub.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
@@ -215,9 +219,14 @@ def run_train(args: argparse.Namespace) -> tuple[int, Any]:
             evaluate_every=args.evaluate_every,
             save_every=args.save_every,
             on_problem=args.on_problem,
+            devices=args.devices,
+            nodes=args.nodes,
+            rdzv=args.rdzv,
         )
     best = max(run.metrics("epoch"), key=lambda row: row["AP"] or 0, default={})
-    if not args.wait:
+    if not Ranks.join().main:
+        pass  # the first process speaks for all
+    elif not args.wait:
         print(f"training in {run.folder}; its output is in {run.folder / 'log.txt'}")
     elif best:
         print(table(best))
@@ -402,7 +411,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         status, result = INTERRUPTED, {"error": "interrupted"}
         print(f"deimkit {args.command}: interrupted", file=sys.stderr)
-    if args.json:
+    finally:
+        Ranks.leave()
+    if args.json and os.environ.get("RANK", "0") == "0":
         print(json.dumps(plain(result), allow_nan=False))
     return status
 

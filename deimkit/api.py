@@ -16,6 +16,7 @@ from deimkit.errors import CheckpointError, DataError, DeimkitError, RecipeError
 from deimkit.evaluation.measure import measure
 from deimkit.evaluation.report import report_run
 from deimkit.models.detector import Detector
+from deimkit.ranks import Ranks
 from deimkit.recipes.recipe import Recipe, as_size
 from deimkit.training import checkpoint
 from deimkit.training.claim import Claim
@@ -110,32 +111,40 @@ def train(
     everything coupled to them follows (`Recipe.fit_to`). wait=False trains in a process of its own and returns at
     once. weights: what to start from, a run, a checkpoint, a published file, a Hugging Face folder, or an address or a
     name as in `load` ("imagenet" for the backbone alone); a head is mapped by class name. Further options are the
-    fields of `Plan`: precision, workers, accumulate, on_problem, patience, evaluate_every, save_every. Raises
+    fields of `Plan`: precision, workers, accumulate, on_problem, patience, evaluate_every, save_every, devices (GPUs of
+    this machine that share every batch), nodes and rdzv (machines that do). Under torchrun, its processes share. Raises
     `DataError`, `RecipeError`, `CheckpointError`, and nothing is written then; a folder that already holds a trained
     run is refused: `resume(out)` continues it.
     """
-    folder = Path(out)
-    refuse_used(folder)
-    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    planned = make_plan(
-        data=str(dataset.source),
-        fingerprint=dataset.fingerprint(),
-        device=device,
-        seed=seed,
-        weights=weights and weight_file(weights, as_recipe(recipe), Progress() if progress else Silent()),
-        **plan,
-    )
-    if dataset is data and not wait:
-        _same_data(planned)  # the other process cannot be handed a value, it opens the source
-    pick_precision(planned.precision, pick_device(device))
-    learned = usable(dataset, planned.on_problem)
-    fitted = as_recipe(recipe).fit_to(learned, epochs=epochs, batch=batch, size=size, lr=lr)
-    text = recipes.to_python(fitted)
-    recipes.parse(text)  # a recipe that could not be read back could not be resumed either
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.py").write_text(text, encoding="utf-8")
-    planned.write(folder)
-    return resume(folder, wait=wait, progress=progress, dataset=dataset if wait else None)
+    folder, ranks = Path(out), Ranks.join()
+    shown = Progress() if progress and ranks.main else Silent()
+
+    def begin() -> Dataset:
+        refuse_used(folder)
+        dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+        planned = make_plan(
+            data=str(dataset.source),
+            fingerprint=dataset.fingerprint(),
+            device=device,
+            seed=seed,
+            weights=weights and weight_file(weights, as_recipe(recipe), shown),
+            **plan,
+        )
+        if dataset is data and (not wait or planned.processes > 1):
+            _same_data(planned)  # another process cannot be handed a value, it opens the source
+        pick_precision(planned.precision, pick_device(device))
+        learned = usable(dataset, planned.on_problem)
+        fitted = as_recipe(recipe).fit_to(learned, epochs=epochs, batch=batch, size=size, lr=lr)
+        text = recipes.to_python(fitted)
+        recipes.parse(text)  # a recipe that could not be read back could not be resumed either
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.py").write_text(text, encoding="utf-8")
+        planned.write(folder)
+        return dataset
+
+    begun = ranks.restarted and (folder / "run.json").is_file()
+    dataset = None if begun else ranks.once(begin)
+    return resume(folder, wait=wait, progress=progress, dataset=dataset if wait and not ranks.many else None)
 
 
 def rehearse(
@@ -172,8 +181,8 @@ def resume(folder: str | Path | Run, wait: bool = True, progress: bool = True, d
     A finished run is left as it is. dataset: what to go on with; by default the data that the run began with is opened
     again, and `DataError` is raised if it is not what it was.
     """
-    run = folder if isinstance(folder, Run) else Run(folder)
-    shown = Progress() if progress else Silent()
+    run, ranks = folder if isinstance(folder, Run) else Run(folder), Ranks.join()
+    shown = Progress() if progress and ranks.main else Silent()
     if run.finished and run.pid is None:
         shown.line(f"{run.folder} is finished: nothing is left to train.")
         return run
@@ -187,13 +196,18 @@ def resume(folder: str | Path | Run, wait: bool = True, progress: bool = True, d
             run.note("other data", data=plan.data, fingerprint=plan.fingerprint)
     if not wait:
         return run.start()
-    with run.training():
+    if plan.processes > 1 and not ranks.many:
+        run.start()
+        shown.line(f"{plan.processes} processes train {run.folder}; their output is in {run.folder / 'log.txt'}")
+        return run.wait()
+    with run.training(ranks):
         recipe = recipes.parse((run.folder / "recipe.py").read_text(encoding="utf-8"))
         dataset = dataset or _same_data(plan)
         for note in dataset.notes:
             shown.line(note)
-        Trainer(recipe, plan, dataset, run.folder, shown).fit()
-        report_run(run, dataset)
+        Trainer(recipe, plan, dataset, run.folder, shown, ranks).fit()
+        if ranks.main:
+            report_run(run, dataset)
     return run
 
 

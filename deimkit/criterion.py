@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from deimkit.errors import NonFiniteError, RecipeError
 from deimkit.losses import Loss, Pairs
 from deimkit.matching import Hungarian, Matcher, union
+from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Match, Output, Targets
 
 
@@ -31,18 +32,29 @@ class Criterion:
         if len(set(names)) < len(names):
             raise RecipeError(f"Losses need different names, as their terms do; got {names}. Rename one in a subclass.")
 
-    def __call__(self, outputs: Sequence[Output], targets: Targets, boxes: float | None = None) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        outputs: Sequence[Output],
+        targets: Targets,
+        boxes: float | None = None,
+        watch: Callable[[Pairs, Pairs], None] | None = None,
+        ranks: Ranks = ALONE,
+    ) -> dict[str, Tensor]:
         """Weighted scalars named "loss/output", to be added up: `{"mal/final": ..., "l1/layer0": ...}`.
 
         Which terms there are depends on the outputs alone, never on their values or the targets. boxes: how many target
         boxes to normalise by where this call sees only a part of them (a micro-batch, a rank): its terms then count for
-        len(targets) / boxes, so that those of all micro-batches add up to the terms of the whole.
+        len(targets) / boxes, so that those of all micro-batches add up to the terms of the whole. watch: shown the
+        pairs that each output's own match makes, and those of the shared one, before the losses are. ranks: which
+        processes see the rest of the batch: every normaliser is that of all of them, so that their terms too add up.
         Works in float32 whatever the predictions are (float64 if they are), also under autocast.
         Raises `NonFiniteError` naming the output and the images at fault.
         """
         outputs = list(outputs)
         with torch.autocast(targets.boxes.device.type, enabled=False):
-            own, shared = self.pairs(outputs, targets, boxes)
+            own, shared = self.pairs(outputs, targets, boxes, ranks)
+            if watch is not None:
+                watch(own, shared)
             terms: dict[str, Tensor] = {}
             for loss in self.losses:
                 speaks = [k for k, output in enumerate(outputs) if loss.applies(output)]
@@ -52,18 +64,22 @@ class Criterion:
         _check(terms, outputs)
         return terms
 
-    def pairs(self, outputs: list[Output], targets: Targets, boxes: float | None = None) -> tuple[Pairs, Pairs]:
+    def pairs(
+        self, outputs: list[Output], targets: Targets, boxes: float | None = None, ranks: Ranks = ALONE
+    ) -> tuple[Pairs, Pairs]:
         """The matched pairs of every output: by its own match, and by the shared one where it is pooled."""
         device = targets.boxes.device
-        matches = self.match(outputs, targets)
+        matches = self._match_with(outputs, targets, ranks)
         pooled = [k for k, output in enumerate(outputs) if output.pooled and self.share]
         pool = union(_move([matches[k] for k in pooled], torch.device("cpu")))
         normal = next((k for k, output in enumerate(outputs) if output.pooled), 0)
         answering = len((pool if pooled else matches[normal]).query)
 
-        n = max(len(targets) if boxes is None else boxes, 1)
-        portion = 1.0 if boxes is None else len(targets) / n
-        pool_count = max(len(pool.query) / portion, 1.0) if portion else 1.0
+        here = torch.tensor([len(targets), len(pool.query), answering, outputs[normal].preds.boxes[..., 0].numel()])
+        count, pool_count, answering, queries = ranks.sum(here).tolist()
+        n = max(count if boxes is None else boxes, 1)
+        portion = 1.0 if boxes is None else count / n
+        pool_count = max(pool_count / portion, 1.0) if portion else 1.0
         *own, pool = _move([*matches, pool], device)
         every = Pairs.of(
             outputs + [outputs[k] for k in pooled],
@@ -71,11 +87,22 @@ class Criterion:
             targets,
             count=[float(n * output.repeat) for output in outputs] + [pool_count] * len(pooled),
             portion=portion,
-            normal=(answering, outputs[normal].preds.boxes[..., 0].numel()),
+            normal=(answering, queries),
+            everywhere=ranks.sum,
         )
         place = {k: len(outputs) + i for i, k in enumerate(pooled)}
         everyone = range(len(outputs))
         return every.only(everyone), every.only([place.get(k, k) for k in everyone])
+
+    def _match_with(self, outputs: list[Output], targets: Targets, ranks: Ranks) -> list[Match]:
+        """`match`, of which every process hears if it fails in one, so that none waits for that one."""
+        matches, failure = [], None
+        try:
+            matches = self.match(outputs, targets)
+        except NonFiniteError as error:
+            failure = error
+        ranks.agree(failure)
+        return matches
 
     def match(self, outputs: Sequence[Output], targets: Targets) -> list[Match]:
         """One `Match` per output: known by construction, or by the output's matcher, or by the criterion's."""

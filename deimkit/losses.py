@@ -19,6 +19,7 @@ from torch import Tensor
 from deimkit.boxes import cxcywh_to_xyxy, iou_giou
 from deimkit.distribution import encode, weighting
 from deimkit.matching import widen
+from deimkit.ranks import ALONE
 from deimkit.structures import Match, Output, Targets
 
 
@@ -29,8 +30,8 @@ class Pairs:
     outputs, matches: K of each; outputs may differ in their numbers of queries. labels: (M,). boxes, wanted: (M, 4),
     the predicted box and its target. iou, giou: (M,), worked out once for all losses; a pair of boxes without area has
     IoU 0, GIoU -1 and no gradient. count: (K,), what a sum over pairs is divided by. portion: how much of the whole
-    batch this call stands for. normal: how many of the normal queries are matched, and how many there are.
-    Numbers are float32 (float64 if the predictions are).
+    batch this call stands for. normal: how many of the normal queries are matched, and how many there are. everywhere:
+    sums a tensor over the processes that share the batch. Numbers are float32 (float64 if the predictions are).
     """
 
     outputs: list[Output]
@@ -43,6 +44,7 @@ class Pairs:
     count: Tensor
     portion: float
     normal: tuple[int, int]
+    everywhere: Callable[[Tensor], Tensor] = ALONE.sum
 
     @staticmethod
     def of(
@@ -52,13 +54,15 @@ class Pairs:
         count: list[float],
         portion: float = 1.0,
         normal: tuple[int, int] = (0, 0),
+        everywhere: Callable[[Tensor], Tensor] = ALONE.sum,
     ) -> Pairs:
         """The pairs that `matches` make of `outputs` and `targets`, all three lists of length K."""
         target = torch.cat([match.target for match in matches])
         boxes, wanted = _gather(outputs, matches, "boxes"), widen(targets.boxes[target])
         iou, giou = _overlap(boxes, wanted)
         divisor = torch.tensor(count, dtype=boxes.dtype).to(boxes.device, non_blocking=True)
-        return Pairs(outputs, matches, targets.labels[target], boxes, wanted, iou, giou, divisor, portion, normal)
+        labels = targets.labels[target]
+        return Pairs(outputs, matches, labels, boxes, wanted, iou, giou, divisor, portion, normal, everywhere)
 
     def only(self, chosen: Sequence[int]) -> Pairs:
         """The pairs of some of the outputs."""
@@ -291,8 +295,8 @@ class DDF(Loss):
             confidence = widen(teacher.logits.detach()).amax(-1).sigmoid().flatten()  # (B * Q,)
             trust = confidence.repeat(k).index_put_((place,), part.iou.detach()).view(k, -1)
             hit = torch.zeros_like(trust).view(-1).index_fill_(0, place, 1.0).view(k, -1)
-            share = blend * hit / hit.sum(1, keepdim=True).clamp(min=1)
-            share += (1 - blend) * (1 - hit) / (1 - hit).sum(1, keepdim=True).clamp(min=1)
+            hits, all_queries = pairs.everywhere(torch.stack([hit.sum(1), torch.ones_like(hit).sum(1)]))[..., None]
+            share = blend * hit / hits.clamp(min=1) + (1 - blend) * (1 - hit) / (all_queries - hits).clamp(min=1)
             divergence = self.divergence(part.stack("edges"), widen(teacher.edges.detach()))  # (k, B, Q)
             values.append((divergence.flatten(1) * trust * share).sum(1))
         return torch.cat(values) * pairs.portion

@@ -23,6 +23,7 @@ ROOMS = [
     "errors",
     "structures",
     "boxes",
+    "ranks",
     "distribution",
     "data",
     "models",

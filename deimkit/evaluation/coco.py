@@ -54,6 +54,11 @@ class Results(NamedTuple):
         empty = Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty((0, 4)))
         return Results(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
+    def by_image(self) -> Results:
+        """The same rows, image by image; within one in the order they have."""
+        order = self.image.argsort(kind="stable")
+        return Results(*(column[order] for column in (self.image, self.label, self.score, self.boxes)))
+
     @staticmethod
     def of(image: int, detections: Detections) -> Results:
         """The rows of one image, whose index in the split is `image`."""

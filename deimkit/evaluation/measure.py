@@ -11,10 +11,11 @@ import torch
 from deimkit.data.dataset import CategoryMap, Split
 from deimkit.data.loader import Loader
 from deimkit.errors import DataError
-from deimkit.evaluation.coco import Evaluator
+from deimkit.evaluation.coco import Evaluator, Results, curves
 from deimkit.models.detector import Detector
 from deimkit.models.postprocess import select
 from deimkit.models.predict import predicting
+from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Detections
 
 
@@ -27,31 +28,46 @@ def measure(
     workers: int = 0,
     backend: str = "fast",
     note: Callable[[str], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """COCO's twelve numbers of `detector` on `split`, and per class; see `deimkit.evaluation.coco.evaluate`.
 
     size: (height, width) that images are resized to, by default the detector's. batch: images at a time.
     note: called with a remark such as "evaluating 40/100". Classes are matched by name (`common_classes`).
-    Every module of the detector is left in the mode it was in. Raises `DataError`.
+    Every module of the detector is left in the mode it was in. ranks: which processes share the work; each of them gets
+    the numbers of the whole, and `DataError` if one of them raises it.
     """
     device = torch.device(device) if device is not None else next(detector.parameters()).device
     classes = common_classes(detector.categories, split.categories)
-    loader = Loader(split, batch=batch, size=size or detector.size, workers=workers, shuffle=False, drop_last=False)
+    loader = Loader(
+        split,
+        batch=batch * ranks.world,
+        size=size or detector.size,
+        workers=workers,
+        shuffle=False,
+        drop_last=False,
+        rank=ranks.rank,
+        world=ranks.world,
+    )
     evaluator = Evaluator(split)
-    seen = 0
+    failure: DataError | None = None
     try:
-        for shown in loader.epoch(0):
+        for shown, task in zip(loader.epoch(0), loader.plan(0), strict=True):
+            if not task.indices:
+                continue
             shown = shown.to(device).finish()
             with predicting(detector):
                 found = select(detector(shown.images), shown.sizes, detector.categories)
-            for detections in found:
-                evaluator.add(seen, detections if classes is None else relabelled(detections, classes))
-                seen += 1
+            for i, detections in zip(task.indices, found, strict=True):
+                evaluator.add(i, detections if classes is None else relabelled(detections, classes))
             if note is not None:
-                note(f"evaluating {seen}/{len(split)}")
+                note(f"evaluating {min(len(split), task.indices[-1] + 1)}/{len(split)}")
+    except DataError as error:
+        failure = error
     finally:
         loader.close()
-    return evaluator.result(backend)
+    ranks.agree(failure)
+    return curves(split, Results.concat(ranks.gather(evaluator.packed())).by_image(), backend).summary()
 
 
 def common_classes(ours: CategoryMap, theirs: CategoryMap) -> torch.Tensor | None:

@@ -17,9 +17,11 @@ from deimkit.models.encoder import Hybrid
 from deimkit.models.groups import Denoise, QueryGroup, blocked
 from deimkit.models.hgnetv2 import HGNetV2
 from deimkit.models.layers import fuse
+from deimkit.models.norms import share_norms
 from deimkit.models.queries import TopK
 from deimkit.models.refine import FDR, LookForwardTwice
 from deimkit.models.resnet import ResNetVD
+from deimkit.ranks import Ranks
 from deimkit.structures import Detections, Output, Predictions, Targets
 
 # How our names begin, and how the published weight files call the same: the first prefix that fits is exchanged.
@@ -76,6 +78,12 @@ class Detector(nn.Module):
         self.groups = nn.ModuleList(group.build(width, classes) for group in arch.groups)
         self.refine = arch.refine.build(arch.decoder.layers, width, classes, act)
         self.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs as on GPUs
+
+    def train_with(self, ranks: Ranks) -> None:
+        """Learn from batches of which each of `ranks` has a share: norms see all of it, noisy queries are as of one."""
+        share_norms(self, ranks)
+        for group in self.groups:
+            group.ranks = ranks  # type: ignore[assignment]
 
     def forward(self, images: Tensor, targets: Targets | None = None) -> Any:
         """images (B, 3, H, W) in [0, 1], H and W multiples of 32 -> Predictions; in training, list[Output]."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deimkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from deimkit.models.layers import inverse_sigmoid
+from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Match, Targets
 
 
@@ -61,13 +62,14 @@ class Denoise:
         """The module, with fresh embeddings."""
         return Denoising(self, width, classes)
 
-    def draw(self, targets: Targets, images: int, classes: int) -> Noised:
+    def draw(self, targets: Targets, images: int, classes: int, ranks: Ranks = ALONE) -> Noised:
         """Noisy copies of the targets of a batch of `images`, drawn from torch's generator in the published order.
 
         Copies are laid out in sub-groups of 2 * M slots, M the most boxes in one image: M positive, then M negative.
+        ranks: who have the other images of the batch, as many each; all draw for all, and so draw what one alone would.
         """
         count = torch.bincount(targets.image, minlength=images)  # (B,)
-        most = int(count.max()) if images else 0
+        most = ranks.most(int(count.max()) if images else 0)
         groups = max(1, self.queries // max(most, 1))
         rank = rank_in_image(targets.image, count)
         labels = torch.full((images, most), classes, device=rank.device)
@@ -76,24 +78,26 @@ class Denoise:
         boxes[targets.image, rank] = targets.boxes
 
         part = torch.arange(2 * groups, device=rank.device).repeat_interleave(most)  # (G,)
-        labels = self.noisy_labels(labels.repeat(1, 2 * groups), classes)  # (B, G)
-        boxes = self.noisy_boxes(boxes.repeat(1, 2 * groups, 1), negative=part % 2)  # (B, G, 4)
+        labels = self.noisy_labels(labels.repeat(1, 2 * groups), classes, ranks)  # (B, G)
+        boxes = self.noisy_boxes(boxes.repeat(1, 2 * groups, 1), part % 2, ranks)  # (B, G, 4)
 
         slot = rank + 2 * most * torch.arange(groups, device=rank.device)[:, None]  # (groups, N), positive ones
         row = torch.arange(len(rank), device=rank.device)
         match = Match(targets.image.repeat(groups), slot.flatten(), row.repeat(groups))
         return Noised(labels, inverse_sigmoid(boxes), part // 2, match, groups)
 
-    def noisy_labels(self, labels: Tensor, classes: int) -> Tensor:
+    def noisy_labels(self, labels: Tensor, classes: int, ranks: Ranks = ALONE) -> Tensor:
         """Labels (B, G), some of them redrawn; padding (= `classes`) stays."""
-        flip = torch.rand(labels.shape, device=labels.device) < self.label_noise / 2
-        drawn = torch.randint_like(labels, classes)
+        everyones = labels.repeat(ranks.world, 1)
+        flip = ranks.mine(torch.rand(everyones.shape, device=labels.device)) < self.label_noise / 2
+        drawn = ranks.mine(torch.randint_like(everyones, classes))
         return torch.where(flip & (labels != classes), drawn, labels)
 
-    def noisy_boxes(self, boxes: Tensor, negative: Tensor) -> Tensor:
+    def noisy_boxes(self, boxes: Tensor, negative: Tensor, ranks: Ranks = ALONE) -> Tensor:
         """Boxes (B, G, 4) cxcywh with every edge moved, then clipped; `negative` (G,) adds one to how far."""
-        sign = torch.randint_like(boxes, 2) * 2 - 1
-        reach = torch.rand_like(boxes) + negative[:, None]
+        everyones = boxes.repeat(ranks.world, 1, 1)
+        sign = ranks.mine(torch.randint_like(everyones, 2)) * 2 - 1
+        reach = ranks.mine(torch.rand_like(everyones)) + negative[:, None]
         half = boxes[..., 2:].repeat(1, 1, 2) / 2
         corners = cxcywh_to_xyxy(boxes) + sign * reach * half * self.box_noise
         return xyxy_to_cxcywh(corners.clamp(0, 1)).abs()  # edges that crossed make a box all the same
@@ -122,15 +126,19 @@ class Noised(NamedTuple):
 
 
 class Denoising(nn.Module):
-    """Embeds the labels of the noisy copies; a batch without any box makes zero queries and the same graph."""
+    """Embeds the labels of the noisy copies; a batch without any box makes zero queries and the same graph.
+
+    ranks: which processes have the rest of the batch; who trains with others sets it.
+    """
 
     def __init__(self, spec: Denoise, width: int, classes: int) -> None:
         super().__init__()
         self.spec, self.classes = spec, classes
+        self.ranks = ALONE
         self.embed = nn.Embedding(classes + 1, width, padding_idx=classes)
 
     def forward(self, targets: Targets, images: int) -> QueryGroup:
-        noised = self.spec.draw(targets, images, self.classes)
+        noised = self.spec.draw(targets, images, self.classes, self.ranks)
         return QueryGroup(
             "denoise", self.embed(noised.labels), noised.boxes, noised.part, looks=True,
             rule=noised.match, repeat=noised.groups, pooled=False,

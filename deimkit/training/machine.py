@@ -11,15 +11,20 @@ import torch
 from deimkit.errors import DeimkitError
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the best this machine has. Raises `DeimkitError` if it has no such device."""
+def pick_device(name: str, local: int | None = None) -> torch.device:
+    """The device called `name`; "auto" is the best this machine has. Raises `DeimkitError` if it has no such device.
+
+    local: which process of this machine asks, where several train together; each gets a GPU of its own.
+    """
     there = {
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
         "cpu": 1,
     }
     if name == "auto":
-        return torch.device(next(kind for kind, count in there.items() if count))
+        name = next(kind for kind, count in there.items() if count)
+    if name == "cuda" and local is not None:
+        name = f"cuda:{local}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

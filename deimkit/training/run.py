@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from deimkit.errors import CheckpointError, DeimkitError, RecipeError
+from deimkit.ranks import ALONE, Ranks
 from deimkit.training.claim import HANDOVER, Claim, holder
 
 
@@ -29,6 +30,9 @@ class Plan:
     accumulate: micro-batches per step. on_problem: "refuse" to train on a dataset with errors, or "skip" the images
     that have them. patience: epochs without a better AP before stopping, or None. evaluate_every: epochs between
     evaluations. save_every: steps between checkpoints within an epoch, or None. weights: a file to start from, or None.
+    devices: processes on this machine that share every batch, one for each GPU. nodes: machines that do, and rdzv: the
+    host:port at which they meet (one of them; the same command is given on each). restarts: how often all processes
+    start again from the last checkpoint when one of them is lost.
     """
 
     data: str
@@ -43,15 +47,27 @@ class Plan:
     evaluate_every: int = 1
     save_every: int | None = None
     weights: str | None = None
+    devices: int = 1
+    nodes: int = 1
+    rdzv: str | None = None
+    restarts: int = 3
 
     def __post_init__(self) -> None:
         for name, known in {"precision": ("auto", "bf16", "fp16", "fp32"), "on_problem": ("refuse", "skip")}.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
-        for name in ("accumulate", "evaluate_every", "patience", "save_every"):
+        for name in ("accumulate", "evaluate_every", "patience", "save_every", "devices", "nodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name} must be at least 1; got {value}.")
+
+        if self.nodes > 1 and not self.rdzv:
+            raise RecipeError(f"{self.nodes} nodes need rdzv='HOST:PORT' to meet at; got {self.rdzv!r}.")
+
+    @property
+    def processes(self) -> int:
+        """How many share every batch."""
+        return self.devices * self.nodes
 
     @staticmethod
     def read(folder: Path) -> Plan:
@@ -130,14 +146,19 @@ class Run:
         append(self.folder / "events.jsonl", {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **facts})
 
     @contextmanager
-    def training(self) -> Iterator[None]:
-        """A block that trains this run: no other process may meanwhile, and what ends it early is noted as "failed"."""
-        with Claim(self.folder):
+    def training(self, ranks: Ranks = ALONE) -> Iterator[None]:
+        """A block that trains this run: no other process may meanwhile, and what ends it early is noted as "failed".
+
+        ranks: those that train it together; the claim is the first one's, or that of whoever launched them all.
+        """
+        launched = ranks.many and HANDOVER in os.environ
+        with Claim(self.folder) if ranks.main and not launched else nullcontext():
             try:
                 yield
             except BaseException as error:
+                where = {"rank": ranks.rank} if ranks.many else {}
                 with suppress(CheckpointError):  # on a full disk nothing can be noted either
-                    self.note("failed", why=str(error) or type(error).__name__)
+                    self.note("failed", why=str(error) or type(error).__name__, **where)
                 raise
 
     def stop(self) -> None:
@@ -158,8 +179,11 @@ class Run:
         return self
 
     def start(self) -> Run:
-        """Train this run (from its last checkpoint, if it has one) in a process of its own that outlives this one."""
-        command = [sys.executable, "-m", "deimkit", "train", "--resume", str(self.folder), "--wait"]
+        """Train this run (from its last checkpoint, if it has one) in a process of its own that outlives this one.
+
+        Where several are to share it, that process is torchrun, which starts and watches the others.
+        """
+        command = [sys.executable, *self.launcher(), "-m", "deimkit", "train", "--resume", str(self.folder), "--wait"]
         with Claim(self.folder) as claim, open(self.folder / "log.txt", "ab") as log:
             self.note("launched")
             process = subprocess.Popen(
@@ -174,6 +198,18 @@ class Run:
             claim.name(process.pid)
         Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie here
         return self
+
+    def launcher(self) -> list[str]:
+        """The arguments of Python that make torchrun start this run's processes; none for a single one."""
+        plan = Plan.read(self.folder)
+        if plan.processes == 1:
+            return []
+        meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={plan.rdzv}", f"--rdzv-id={self.folder.name}"]
+        return [
+            *("-m", "torch.distributed.run", f"--nnodes={plan.nodes}", f"--nproc-per-node={plan.devices}"),
+            f"--max-restarts={plan.restarts}",
+            *(meet if plan.rdzv else ["--standalone"]),
+        ]
 
     def _last_words(self) -> str:
         """Why the run ended before it should have."""

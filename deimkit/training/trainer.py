@@ -7,7 +7,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,17 +16,19 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from deimkit.data.dataset import Dataset, Split
 from deimkit.data.loader import Loader
 from deimkit.data.problems import Id
-from deimkit.errors import DataError, DeimkitError, NonFiniteError
+from deimkit.errors import CheckpointError, DataError, DeimkitError, NonFiniteError, RecipeError
 from deimkit.models.detector import Detector
+from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Batch, Targets
 from deimkit.training import checkpoint
 from deimkit.training.machine import default_workers, peak_memory, pick_device, pick_precision
 from deimkit.training.optim import EMA
-from deimkit.training.progress import Progress
+from deimkit.training.progress import Progress, Silent
 from deimkit.training.run import Plan, Run, append, keep_rows
 from deimkit.training.timeline import BestTracker
 
@@ -41,25 +43,33 @@ class Trainer:
     """Trains the run in `folder`, from its last checkpoint if it has one.
 
     recipe: what to train. plan: how. dataset: its train split is learned, its val split is measured after every epoch.
-    `fit` returns the Run. Raises `DataError` for a dataset with errors, `NonFiniteError` when a loss stays non-finite;
-    whatever ends a training, it goes on from the last checkpoint as if nothing had happened.
+    ranks: which processes share every batch; the first one writes the folder, and all do the same steps. `fit` returns
+    the Run. Raises `DataError` for a dataset with errors, `NonFiniteError` when a loss stays non-finite; whatever ends
+    a training, it goes on from the last checkpoint as if nothing had happened.
     """
 
     cache_bytes: int | None = None  # of decoded images that the loader keeps, if not as many as it likes
 
     def __init__(
-        self, recipe: Any, plan: Plan, dataset: Dataset, folder: Path, progress: Progress | None = None
+        self,
+        recipe: Any,
+        plan: Plan,
+        dataset: Dataset,
+        folder: Path,
+        progress: Progress | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.recipe, self.plan, self.folder = recipe, plan, Path(folder)
+        self.recipe, self.plan, self.folder, self.ranks = recipe, plan, Path(folder), ranks
         self.run = Run(folder)
-        self.progress = progress or Progress()
-        self.device = pick_device(plan.device)
+        self.progress = (progress or Progress()) if ranks.main else Silent()
+        self.device = pick_device(plan.device, ranks.local if ranks.many else None)
         self.precision = pick_precision(plan.precision, self.device)
         dataset = usable(dataset, plan.on_problem)
         self.splits: dict[str, Split] = {s.name: s for s in (dataset.train, dataset.val) if s is not None}
         self.categories = dataset.categories
         self.timeline = recipe.timeline
         self.interrupted = False
+        self._expect_equal_shares()
 
     def fit(self) -> Run:
         """Train to the end of the timeline, or to the first of: a stop request, no better AP for `patience` epochs."""
@@ -74,11 +84,23 @@ class Trainer:
         return self.run
 
     # ------------------------------------------------------------------ set-up
+    def _expect_equal_shares(self) -> None:
+        """Raise `RecipeError` unless every process gets as many images of every batch, in as many micro-batches."""
+        batch, images, world = self.recipe.batch, len(self.splits["train"]), self.ranks.world
+        shares = world * self.plan.accumulate
+        if self.ranks.many and (batch % shares or images < batch):
+            fitting = max(min(batch, images) // shares, 1) * shares
+            raise RecipeError(
+                f"{world} processes of {self.plan.accumulate} micro-batch(es) share batches of a multiple of {shares} "
+                f"images, no more than there are to learn from; got batch={batch} and {images}. Give batch={fitting}."
+            )
+
     def _prepare(self) -> None:
         """Everything as it is before the first step, or as the last checkpoint has it."""
-        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for half_written in (self.folder / "checkpoints").glob(".*.partial"):  # by a process that was killed
-            half_written.unlink()
+        if self.ranks.main:
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            for half_written in (self.folder / "checkpoints").glob(".*.partial"):  # by a process that was killed
+                half_written.unlink()
         self._seed()
         self.criterion = self.recipe.criterion()
         self.model: Detector = self.recipe.build(self.categories)
@@ -91,6 +113,7 @@ class Trainer:
                 'without weights=, such as weights="imagenet", they stay as they were drawn'
             )
         self.model.to(self.device, memory_format=torch.channels_last).train()
+        self._join()
         self.optimizer = self.recipe.optim.build(self.model)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
@@ -104,10 +127,18 @@ class Trainer:
         if resumed:
             self._restore(checkpoint.load(self.run.last))
         self._open_loader()
-        self._forget_what_comes_again()
+        if self.ranks.main:
+            self._forget_what_comes_again()
         self._note_start("resumed" if resumed else "started")
         if not resumed:
             self._save(self.run.last)  # a disk that is full says so now, and a rollback always has a place to go
+
+    def _join(self) -> None:
+        """Let the detector learn from the batches of all processes: its norms, its noisy queries, its gradients."""
+        self.trained: torch.nn.Module = self.model
+        if self.ranks.many:
+            self.model.train_with(self.ranks)
+            self.trained = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _seed(self) -> None:
         """Seed what this training draws from, and nothing else."""
@@ -120,7 +151,7 @@ class Trainer:
         from deimkit.weights import load_weights
 
         report = load_weights(self.model, weights, replace_head=True)
-        self.run.note("weights", report=report.to_dict())
+        self._note("weights", report=report.to_dict())
         self.progress.line(str(report))
 
     def _open_loader(self) -> None:
@@ -133,6 +164,8 @@ class Trainer:
             seed=self.plan.seed,
             workers=default_workers() if self.plan.workers is None else self.plan.workers,
             cache_bytes=self.cache_bytes,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
         )
         self.steps = len(self.loader)
 
@@ -142,13 +175,19 @@ class Trainer:
         keep_rows(self.folder / "metrics.jsonl", lambda row: (row["epoch"], row.get("step", math.inf)) < here)
         keep_rows(self.folder / "events.jsonl", lambda row: True)
 
+    def _note(self, event: str, **facts: Any) -> None:
+        """Write down that something happened, once for all processes."""
+        if self.ranks.main:
+            self.run.note(event, **facts)
+
     def _note_start(self, event: str) -> None:
-        self.run.note(
+        self._note(
             event,
             epoch=self.epoch,
             step=self.step_in_epoch,
             device=str(self.device),
             precision=str(self.precision).removeprefix("torch."),
+            processes=self.ranks.world,
             machine=f"{platform.machine()}, {os.cpu_count()} cores",
             versions=versions(),
             images={name: len(split) for name, split in self.splits.items()},
@@ -162,7 +201,7 @@ class Trainer:
                 return
             self._end_epoch()
         event = "finished" if self.epoch == self.timeline.total else "early_stop"
-        self.run.note(event, epoch=self.epoch, best_epoch=self.best_epoch, AP=self.tracker.best)
+        self._note(event, epoch=self.epoch, best_epoch=self.best_epoch, AP=self.tracker.best)
 
     def _out_of_patience(self) -> bool:
         """Whether the last evaluation lies `patience` epochs or more behind the best one."""
@@ -172,11 +211,13 @@ class Trainer:
         return evaluated - self.best_epoch >= self.plan.patience
 
     def _asked_to_stop(self) -> bool:
-        return self.interrupted or (self.folder / "stop").exists()
+        """Whether any process was interrupted, or the run asked to stop; the same answer for all."""
+        asked = self.interrupted or (self.ranks.main and (self.folder / "stop").exists())
+        return self.ranks.most(int(asked)) > 0
 
     def _leave(self) -> None:
         self._save(self.run.last)
-        self.run.note("stopped", epoch=self.epoch, step=self.step_in_epoch)
+        self._note("stopped", epoch=self.epoch, step=self.step_in_epoch)
         self.progress.line(
             f"stopped in epoch {self.epoch + 1} after {self.step_in_epoch} steps; resume goes on from there"
         )
@@ -220,12 +261,25 @@ class Trainer:
         """What is left of the epoch; an image that cannot be read is dropped, or ends the training: `on_problem`."""
         while True:
             try:
-                yield from self.loader.epoch(self.epoch, start=self.step_in_epoch)
+                yield from self._together(self.loader.epoch(self.epoch, start=self.step_in_epoch))
                 return
             except DataError as error:
                 self._drop("train", error)
                 self.loader.close()
                 self._open_loader()
+
+    def _together(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of this process, as long as every process has one; what fails in one fails in all."""
+        while True:
+            batch, failure = None, None
+            try:
+                batch = next(batches, None)
+            except DataError as error:
+                failure = error
+            self.ranks.agree(failure)
+            if batch is None:
+                return
+            yield batch
 
     def _drop(self, name: str, error: DataError) -> None:
         """Go on without the image of the split `name` that `error` is about, or save and raise if it must not."""
@@ -238,22 +292,25 @@ class Trainer:
             ) from error
         self.splits[name] = split.without([image])
         self.dropped.setdefault(name, []).append(image)
-        self.run.note("dropped", image=image, split=name, why=str(error), epoch=self.epoch, step=self.step_in_epoch)
+        self._note("dropped", image=image, split=name, why=str(error), epoch=self.epoch, step=self.step_in_epoch)
         self.progress.line(f"goes on without an image: {error}")
 
     def _tell(self, batch: Batch, terms: dict[str, float], per_step: float, waited: float, step_s: float) -> None:
-        """Write the row of a step, and show where the run is.
+        """Write the row of a step, and show where the run is; one process does, with the numbers of all.
 
         per_step: mean seconds of a step of this epoch. waited, step_s: seconds for the batch to come, and for the step.
         """
+        boxes = int(self.ranks.sum(torch.tensor(len(batch.targets))))
+        if not self.ranks.main:
+            return
         row = {
             "kind": "step",
             "epoch": self.epoch,
             "step": self.step_in_epoch - 1,
             "loss": sum(terms.values()) if terms else math.nan,
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
-            "boxes": len(batch.targets),
-            "images_per_s": round(len(batch) / per_step, 3),
+            "boxes": boxes,
+            "images_per_s": round(self.ranks.world * len(batch) / per_step, 3),
             "wait_s": round(waited, 4),
             "step_s": round(step_s, 4),
             "memory_mib": self._memory(),
@@ -290,23 +347,42 @@ class Trainer:
     def _backward(self, batch: Batch) -> dict[str, float]:
         """Add up the gradients of all micro-batches; returns the terms of the whole batch."""
         total: dict[str, Tensor] = {}
-        for part in micro_batches(batch, self.plan.accumulate):
-            terms = self._losses(part, boxes=max(len(batch.targets), 1))
-            self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+        boxes = max(int(self.ranks.sum(torch.tensor(len(batch.targets)))), 1)
+        parts = micro_batches(batch, self.plan.accumulate)
+        for i, part in enumerate(parts):
+            with self._gradients_stay_here() if i + 1 < len(parts) else nullcontext():
+                terms = self._agreed_losses(part, boxes)
+                loss = torch.stack(list(terms.values())).sum() * self.ranks.world  # gradients are averaged over ranks
+                self.scaler.scale(loss).backward()
             for name, value in terms.items():
                 total[name] = total.get(name, 0) + value.detach()
-        values = torch.stack(list(total.values())).tolist()
+        values = self.ranks.sum(torch.stack(list(total.values()))).tolist()
         bad = [name for name, value in zip(total, values, strict=True) if not math.isfinite(value)]
         if bad:
             raise NonFiniteError(f"The loss is not finite: {', '.join(bad[:6])}.")
         return dict(zip(total, values, strict=True))
 
+    def _gradients_stay_here(self) -> Any:
+        """A block whose gradients are not yet sent to the other processes."""
+        return self.trained.no_sync() if isinstance(self.trained, DistributedDataParallel) else nullcontext()
+
+    def _agreed_losses(self, batch: Batch, boxes: int) -> dict[str, Tensor]:
+        """The losses of a micro-batch; `NonFiniteError` in every process if they are not finite in one."""
+        terms: dict[str, Tensor] = {}
+        failure = None
+        try:
+            terms = self._losses(batch, boxes)
+        except NonFiniteError as error:
+            failure = error
+        self.ranks.agree(failure)
+        return terms
+
     def _losses(self, batch: Batch, boxes: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=torch.channels_last)
         mixed = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision) if mixed else nullcontext():
-            outputs = self.model(images, batch.targets)
-        return self.criterion(outputs, batch.targets, boxes=boxes)
+            outputs = self.trained(images, batch.targets)
+        return self.criterion(outputs, batch.targets, boxes=boxes, ranks=self.ranks)
 
     def _apply(self) -> None:
         """Clip the gradients, step, and let the average follow."""
@@ -325,14 +401,15 @@ class Trainer:
         """The policy for a non-finite step: save its batch for replay and skip it; then roll back; then stop."""
         self.skips += 1
         where = {"epoch": self.epoch, "step": self.step_in_epoch}
-        replay = self.folder / "replay" / f"epoch{self.epoch}_step{self.step_in_epoch}.pt"
+        which = f"_rank{self.ranks.rank}" if self.ranks.many else ""
+        replay = self.folder / "replay" / f"epoch{self.epoch}_step{self.step_in_epoch}{which}.pt"
         replay.parent.mkdir(exist_ok=True)
         older = sorted(replay.parent.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
         for path in older[: max(len(older) - REPLAYS + 1, 0)]:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may have been faster
         state = {"images": batch.images.cpu(), "names": batch.names, **vars(batch.targets.to("cpu"))}
         checkpoint.save(replay, state)
-        self.run.note("skipped", why=str(error), images=batch.names, batch=replay, **where)
+        self._note("skipped", why=str(error), images=batch.names, batch=replay, **where)
         self.progress.line(
             f"skipped step {self.step_in_epoch} of epoch {self.epoch}: {error} Its batch is in {replay}."
         )
@@ -348,7 +425,7 @@ class Trainer:
         self.skips = 0
         state = checkpoint.load(self.run.last)
         self._restore_weights(state)
-        self.run.note("rolled_back", to_epoch=state["epoch"], to_step=state["step_in_epoch"], **where)
+        self._note("rolled_back", to_epoch=state["epoch"], to_step=state["step_in_epoch"], **where)
 
     def _too_large(self) -> str:
         height, width = self.recipe.size
@@ -367,7 +444,8 @@ class Trainer:
         started = time.monotonic()
         metrics = self._measure()
         seconds = {"train_s": round(self.epoch_s, 2), "evaluate_s": round(time.monotonic() - started, 2)}
-        append(self.folder / "metrics.jsonl", {"kind": "epoch", "epoch": self.epoch, **seconds, **metrics})
+        if self.ranks.main:
+            append(self.folder / "metrics.jsonl", {"kind": "epoch", "epoch": self.epoch, **seconds, **metrics})
         best = "  best" if metrics["AP"] > (self.tracker.best or 0) else ""
         self.progress.line(
             f"epoch {self.epoch + 1:>3}/{self.timeline.total}  {self.timeline.stage(self.epoch):<7}  "
@@ -390,18 +468,19 @@ class Trainer:
                     device=self.device,
                     workers=min(self.loader.workers, len(self.splits["val"]) // VAL_PER_WORKER),
                     note=self.progress.note,
+                    ranks=self.ranks,
                 )
             except DataError as error:
                 self._drop("val", error)
             except torch.OutOfMemoryError:
-                if batch == 1:
+                if batch == 1 or self.ranks.many:
                     raise
                 batch //= 2
 
     def _return_to_best(self) -> None:
         """Take up the best weights from before the clean stage again, as the published two-stage solver does."""
         self._restore_weights(checkpoint.load(self.stage1))
-        self.run.note("returned_to_best", epoch=self.epoch)
+        self._note("returned_to_best", epoch=self.epoch)
 
     # ------------------------------------------------------------------ state
     @property
@@ -415,14 +494,24 @@ class Trainer:
         return self.folder / "checkpoints" / "stage1.pt"
 
     def _save(self, path: Path) -> None:
-        checkpoint.save(path, self._state())
+        """Write the state down, in one process; every other goes on when it is there."""
+        self._write(lambda: checkpoint.save(path, self._state()))
+
+    def _write(self, write: Callable[[], Any]) -> None:
+        failure = None
+        try:
+            if self.ranks.main:
+                write()
+        except CheckpointError as error:
+            failure = error
+        self.ranks.agree(failure)
 
     def _keep(self, save: str | None) -> None:
         """Save the newest state, and keep it as the best, and as stage 1's best, where the tracker says so."""
         if save:
-            checkpoint.save(self.best, self._state())
+            self._save(self.best)
         if save == "stage1":
-            checkpoint.copy(self.best, self.stage1)
+            self._write(lambda: checkpoint.copy(self.best, self.stage1))
         self._save(self.run.last)
 
     def _state(self) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""The processes that train one detector together: which one this is, and how they agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deimkit.errors import DeimkitError
+
+T = TypeVar("T")
+TIMEOUT = 1800.0  # seconds that one process waits for the others; DEIMKIT_TIMEOUT says otherwise
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of `world` processes, the `rank`-th; on its machine the `local`-th. Alone unless `join` found others.
+
+    Everything that they do together they must do in the same order, whatever happens to one of them.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @staticmethod
+    def join() -> Ranks:
+        """This process among those that torchrun started with it; alone where it was started otherwise.
+
+        Small numbers on the CPU go over gloo, gradients on GPUs over NCCL.
+        """
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return ALONE
+        ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        if not dist.is_initialized():
+            patience = timedelta(seconds=float(os.environ.get("DEIMKIT_TIMEOUT", TIMEOUT)))
+            store, rank, world = next(dist.rendezvous("env://", timeout=patience))
+            attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=dist.PrefixStore(f"attempt {attempt}", store),  # it knows where the lost ones listened, too
+                rank=rank,
+                world_size=world,
+                timeout=patience,
+            )
+        return ranks
+
+    @staticmethod
+    def leave() -> None:
+        """Part from the others, at the end of the program."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def restarted(self) -> bool:
+        """Whether torchrun started these processes again, after one was lost."""
+        return self.many and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    @property
+    def many(self) -> bool:
+        """Whether there are others."""
+        return self.world > 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes of their `values`, without gradient; a tensor of its own."""
+        total = values.detach().clone()
+        if self.many:
+            dist.all_reduce(total)
+        return total
+
+    def most(self, value: int) -> int:
+        """The largest `value` of any process."""
+        if not self.many:
+            return value
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process brings, in order of rank, to every process; for what can be pickled."""
+        found = [value]
+        if self.many:
+            found = [None] * self.world
+            dist.all_gather_object(found, value)
+        return found
+
+    def agree(self, failure: DeimkitError | None) -> None:
+        """Raise `failure`, or that of another process if one has failed; return if none has."""
+        if self.many and int(self.sum(torch.tensor(int(failure is not None)))):
+            failures = [error for error in self.gather(failure) if error is not None]
+            failure = failure or failures[0]
+        if failure is not None:
+            raise failure
+
+    def once(self, do: Callable[[], T]) -> T | None:
+        """What `do` returns, done by the first process alone; None in the others, where its error is raised too."""
+        result, failure = None, None
+        try:
+            if self.main:
+                result = do()
+        except DeimkitError as error:
+            failure = error
+        self.agree(failure)
+        return result
+
+    def mine(self, values: Tensor) -> Tensor:
+        """This process's share of the rows of `values`, of which all processes have as many."""
+        return values.chunk(self.world)[self.rank] if self.many else values
+
+
+ALONE = Ranks()

@@ -18,6 +18,7 @@ from deimkit.data.loader import Loader
 from deimkit.errors import RecipeError
 from deimkit.ranks import ALONE, Ranks
 from deimkit.training.run import Plan, Run
+from deimkit.training.trainer import Trainer
 from tests.micro import MICRO, same, scenes, trainer
 from tests.together import RECIPES, train
 
@@ -96,7 +97,7 @@ def test_shares_must_be_equal(tmp_path: Path) -> None:
     for batch, world, said in ((5, 2, "Give batch=4"), (8, 2, "Give batch=6")):
         recipe = RECIPES["dfine"].fit_to(100, batch=batch)
         with pytest.raises(RecipeError, match=said):
-            dk.api.Trainer(recipe, Plan.read(run), data, run, None, Ranks(0, world))
+            Trainer(recipe, Plan.read(run), data, run, None, Ranks(0, world))
 
 
 def test_several_machines_need_a_place_to_meet() -> None:

@@ -181,6 +181,7 @@ class _Short(Trainer):
     """A training that ends every epoch after a few steps, and keeps no decoded image: a large dataset would not."""
 
     cache_bytes = 0
+    probed = 0
     each: int
 
     def _batches(self) -> Iterator[Batch]:

@@ -27,6 +27,7 @@ from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Batch, Targets
 from deimkit.training import checkpoint
 from deimkit.training.machine import default_workers, peak_memory, pick_device, pick_precision
+from deimkit.training.microscope import Microscope, Probe
 from deimkit.training.optim import EMA
 from deimkit.training.progress import Progress, Silent
 from deimkit.training.run import Plan, Run, append, keep_rows
@@ -49,6 +50,7 @@ class Trainer:
     """
 
     cache_bytes: int | None = None  # of decoded images that the loader keeps, if not as many as it likes
+    probed = 16  # images whose matches are compared from epoch to epoch
 
     def __init__(
         self,
@@ -124,6 +126,9 @@ class Trainer:
         self.best_epoch = -1
         self.skips, self.rollbacks = 0, 0
         self.dropped: dict[str, list[Id]] = {}
+        self.scope = Microscope()
+        shown = self.splits.get("val", self.splits["train"])
+        self.probe = Probe(shown, self.recipe.size, self.recipe.matcher, images=self.probed)
         if resumed:
             self._restore(checkpoint.load(self.run.last))
         self._open_loader()
@@ -225,6 +230,9 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Measure what was learned, keep it, and go on to the next epoch."""
         ap = self._evaluate()
+        if self.ranks.main:
+            moved = self.probe.row(cast(Detector, self.ema.model))
+            append(self.folder / "metrics.jsonl", {"kind": "probe", "epoch": self.epoch, **moved})
         save, reload = self.tracker.ends(self.epoch, ap) if ap is not None else (None, False)
         if save:
             self.best_epoch = self.epoch
@@ -329,6 +337,7 @@ class Trainer:
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
             terms = self._backward(batch)
+            seen = self.scope.row()
             self._apply()
         except NonFiniteError as error:
             self.optimizer.zero_grad(set_to_none=True)
@@ -337,6 +346,9 @@ class Trainer:
             self._skip(batch, error)
             return {}
         self.skips = 0
+        if seen is not None and self.ranks.main:
+            where = {"epoch": self.epoch, "step": self.step_in_epoch}
+            append(self.folder / "metrics.jsonl", {"kind": "matching", **where, **seen})
         return terms
 
     def _set_rates(self) -> None:
@@ -382,7 +394,8 @@ class Trainer:
         mixed = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision) if mixed else nullcontext():
             outputs = self.trained(images, batch.targets)
-        return self.criterion(outputs, batch.targets, boxes=boxes, ranks=self.ranks)
+        watch = self.scope.watch_for(self.global_step) if self.ranks.main else None
+        return self.criterion(outputs, batch.targets, boxes=boxes, watch=watch, ranks=self.ranks)
 
     def _apply(self) -> None:
         """Clip the gradients, step, and let the average follow."""
@@ -526,6 +539,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in POSITION},
             "tracker": asdict(self.tracker),
+            "probe": self.probe.state_dict(),
             "dropped": self.dropped,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -548,6 +562,7 @@ class Trainer:
         for name in POSITION:
             setattr(self, name, state[name])
         self.tracker = BestTracker(**state["tracker"])
+        self.probe.load_state_dict(state["probe"])
         self.dropped = state["dropped"]
         for name, images in self.dropped.items():
             self.splits[name] = self.splits[name].without(images)

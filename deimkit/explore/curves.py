@@ -7,11 +7,12 @@ Ito's, and every line also has its name at its end, so that none has to be told 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -41,7 +42,7 @@ def draw_timeline(timeline: Timeline, ax: Axes | None = None, epoch: float | Non
             _bar(ax, event, -0.26 * (1 + tracks.index(event.track)), timeline.total)
     rows = [-0.26 * (1 + i) + 0.09 for i in range(len(tracks))]
     ax.set_yticks([0, 0.5, 1, *rows], ["0", "½", "1", *tracks])
-    ax.set_ylim(rows[-1] - 0.14, 1.08)
+    ax.set_ylim(rows[-1] - 0.14, 1.22)
     ax.set_xlim(0, timeline.total)
     ax.axhline(0, color=FAINT, lw=0.6)
     _mark_stages(ax, timeline)
@@ -50,7 +51,7 @@ def draw_timeline(timeline: Timeline, ax: Axes | None = None, epoch: float | Non
         ax.axvline(epoch, color=INK, lw=1.4)
         ax.annotate(
             "you are here",
-            (epoch, 1.02),
+            (epoch, 1.07),
             (4 if early else -4, 0),
             textcoords="offset points",
             ha="left" if early else "right",
@@ -66,23 +67,69 @@ def draw_losses(rows: Sequence[dict[str, Any]], ax: Axes | None = None) -> Axes:
 
     rows: those of `metrics.jsonl`; of kind "step" they hold `terms` named "kind/output". A long run is averaged down.
     """
-    ax = ax or panel(9, 3.6)
     steps = [row for row in rows if row.get("kind") == "step" and row.get("terms")]
     x = when(steps)
+    return draw_curves({kind: (x, values) for kind, values in loss_kinds(steps).items()}, "loss, weighted", ax=ax)
+
+
+def draw_curves(
+    curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], label: str, along: str = "epoch", ax: Axes | None = None
+) -> Axes:
+    """Draw a line for every name, through its points x (n,) and y (n,), beside one another.
+
+    label, along: what y and x are. A line of many points is averaged down; what is not finite is left out. A line that
+    ends long before the others has its name there.
+    """
+    ax = ax or panel(9, 3.6)
     ends: list[tuple[float, str, str]] = []
-    for i, (kind, values) in enumerate(loss_kinds(steps).items()):
-        mx, my = thin(x, values)
-        ax.plot(mx, my, color=LINES[i % len(LINES)], lw=1.6, ls="-" if i < len(LINES) else "--")
-        ends.append((float(my[-1]), kind, LINES[i % len(LINES)]))
-    _dress(ax, "epoch", "loss, weighted")
+    whole = np.concatenate([x for x, _ in curves.values()] or [np.zeros(0)])
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        x, y = thin(x, y)
+        colour, style = LINES[i % len(LINES)], ("-", "--", ":")[i // len(LINES) % 3]
+        ax.plot(x, y, color=colour, lw=1.6, ls=style, marker="o", ms=3.5 if len(x) < 40 else 0, clip_on=False)
+        if len(y) and x[-1] > 0.9 * whole.max():
+            ends.append((float(y[-1]), name, colour))
+        elif len(y):
+            rim = [withStroke(linewidth=3, foreground=PAPER)]
+            ax.annotate(
+                name,
+                (x[-1], y[-1]),
+                (6, 6),
+                textcoords="offset points",
+                color=colour,
+                fontweight="bold",
+                path_effects=rim,
+            )
+    _dress(ax, along, label)
+    _finish(ax, whole, ends)
+    return ax
+
+
+def draw_pace(x: NDArray[Any], step_s: NDArray[Any], wait_s: NDArray[Any], ax: Axes | None = None) -> Axes:
+    """Draw what a step took at the times `x`: seconds of the step itself and, above, with waiting for images."""
+    ax = ax or panel(9, 3.6)
+    known = np.isfinite(step_s) & np.isfinite(wait_s)
+    x, step_s, wait_s = x[known], step_s[known], wait_s[known]
+    (x, step_s), wait_s = thin(x, step_s), thin(x, wait_s)[1]
+    ax.fill_between(x, step_s, step_s + wait_s, color=LINES[1], alpha=0.25, lw=0)
+    ax.plot(x, step_s, color=LINES[0], lw=1.6)
+    ax.plot(x, step_s + wait_s, color=LINES[1], lw=1.2)
+    _dress(ax, "epoch", "seconds a step")
+    ends = [(step_s[-1], "step", LINES[0]), (step_s[-1] + wait_s[-1], "with waiting", LINES[1])] if len(x) else []
     _finish(ax, x, ends)
     return ax
 
 
-def draw_ap(rows: Sequence[dict[str, Any]], ax: Axes | None = None, timeline: Timeline | None = None) -> Axes:
+def draw_ap(
+    rows: Sequence[dict[str, Any]],
+    ax: Axes | None = None,
+    timeline: Timeline | None = None,
+    paper: float | None = None,
+) -> Axes:
     """Draw AP, AP50 and AP75 in percent after every evaluated epoch; the best AP is marked.
 
-    rows: those of `metrics.jsonl`, of which kind "epoch" counts. timeline: marks where its stages change.
+    rows: those of `metrics.jsonl`, of which kind "epoch" counts. timeline: marks where its stages change. paper: the AP
+    that a paper claims, in percent, as a line to reach.
     """
     ax = ax or panel(9, 3.6)
     epochs = [row for row in rows if row.get("kind") == "epoch" and "AP" in row]
@@ -97,6 +144,9 @@ def draw_ap(rows: Sequence[dict[str, Any]], ax: Axes | None = None, timeline: Ti
     if np.isfinite(ap).any():
         best = int(np.nanargmax(ap))
         ax.plot(x[best], ap[best], marker="o", ms=9, mfc="none", mec=LINES[0], mew=1.8, clip_on=False)
+    if paper is not None and len(x):
+        ax.axhline(paper, color=INK, lw=1.2, ls="--")
+        ends.append((paper, f"paper {paper:.1f}", INK))
     _dress(ax, "after epoch", "AP, %")
     _finish(ax, x, ends)
     if timeline is not None:
@@ -134,10 +184,10 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def panel(width: float, height: float) -> Axes:
-    """Axes of a new figure of so many inches that a notebook shows."""
+def panel(width: float, height: float, names: float = 0.72) -> Axes:
+    """Axes of a new figure of so many inches that a notebook shows; `names` inches are left for names on the right."""
     figure = Picture(figsize=(width, height), dpi=110, facecolor=PAPER)
-    ax = Panel(figure, (0.1, 0.16, 0.82, 0.76))
+    ax = Panel(figure, (0.9 / width, 0.16, 1 - (0.9 + names) / width, 0.76))
     ax.picture = figure
     figure.add_axes(ax)
     return ax
@@ -166,7 +216,9 @@ def _dress(ax: Axes, x: str, y: str) -> None:
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(FAINT)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    shown = ax.get_figure(root=True)
+    assert shown is not None
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=round(1.35 * shown.get_figwidth())))
 
 
 def _finish(ax: Axes, x: NDArray[Any], ends: list[tuple[float, str, str]]) -> None:
@@ -174,11 +226,28 @@ def _finish(ax: Axes, x: NDArray[Any], ends: list[tuple[float, str, str]]) -> No
     ax.set_ylim(bottom=0)
     if not len(x):
         ax.text(0.5, 0.5, "nothing yet", transform=ax.transAxes, ha="center", va="center", color=FAINT)
-        ax.set_ylim(0, 1)
+        ax.set(xlim=(0, 1), ylim=(0, 1))
         return
     ax.set_xlim(min(0, float(x.min())), float(x.max()) if x.max() > 0 else 1)
     top = ax.get_ylim()[1]
-    height = -math.inf
-    for value, name, colour in sorted(ends):
-        height = max(value / top, height + 0.07)
-        ax.annotate(name, (1.01, height), xycoords="axes fraction", color=colour, va="center", fontweight="bold")
+    ends = sorted(ends)
+    for height, (_, name, colour) in zip(_apart([end[0] / top for end in ends]), ends, strict=True):
+        ax.annotate(
+            name,
+            (1, height),
+            (7, 0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontweight="bold",
+        )
+
+
+def _apart(heights: list[float], gap: float = 0.07) -> list[float]:
+    """Rising heights in [0, 1], moved so that neighbours are at least `gap` apart: up, and down again from the top."""
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    for i in range(len(heights) - 1, -1, -1):
+        heights[i] = min(heights[i], 1.0 if i == len(heights) - 1 else heights[i + 1] - gap)
+    return heights

@@ -13,11 +13,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deimkit.errors import CheckpointError, DeimkitError, RecipeError
 from deimkit.ranks import ALONE, Ranks
 from deimkit.training.claim import HANDOVER, Claim, holder
+
+if TYPE_CHECKING:
+    from deimkit.explore.board import Board
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,17 @@ class Run:
                 with suppress(CheckpointError):  # on a full disk nothing can be noted either
                     self.note("failed", why=str(error) or type(error).__name__, **where)
                 raise
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines that its process printed, when it trains in one of its own."""
+        log = self.folder / "log.txt"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.is_file() else ""
+
+    def board(self, *others: Run | Path | str) -> Board:
+        """This run, and `others` beside it, as a page that keeps itself up to date in a notebook."""
+        from deimkit.explore.board import Board
+
+        return Board(self, *others)
 
     def stop(self) -> None:
         """Ask the training process to save a checkpoint and leave after its current step."""

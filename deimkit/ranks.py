@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,6 +18,7 @@ from torch import Tensor
 from deimkit.errors import DeimkitError
 
 T = TypeVar("T")
+_stores: list[dist.Store] = []  # where the processes leave notes, once they have joined
 TIMEOUT = 1800.0  # seconds that one process waits for the others; DEIMKIT_TIMEOUT says otherwise
 
 
@@ -42,9 +46,11 @@ class Ranks:
             patience = timedelta(seconds=float(os.environ.get("DEIMKIT_TIMEOUT", TIMEOUT)))
             store, rank, world = next(dist.rendezvous("env://", timeout=patience))
             attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+            store = dist.PrefixStore(f"attempt {attempt}", store)  # it knows where the lost ones listened, too
+            _stores[:] = [store]
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=dist.PrefixStore(f"attempt {attempt}", store),  # it knows where the lost ones listened, too
+                store=store,
                 rank=rank,
                 world_size=world,
                 timeout=patience,
@@ -72,11 +78,17 @@ class Ranks:
         """Whether there are others."""
         return self.world > 1
 
+    def beat(self, where: str) -> None:
+        """Let the others know how far this process is, for the day when it is missed."""
+        if self.many:
+            _stores[0].set(f"beat {self.rank}", json.dumps([where, time.time()]))
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes of their `values`, without gradient; a tensor of its own."""
         total = values.detach().clone()
         if self.many:
-            dist.all_reduce(total)
+            with self._missing_nobody():
+                dist.all_reduce(total)
         return total
 
     def most(self, value: int) -> int:
@@ -84,7 +96,8 @@ class Ranks:
         if not self.many:
             return value
         found = torch.tensor(value)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
+        with self._missing_nobody():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
     def gather(self, value: Any) -> list[Any]:
@@ -92,8 +105,31 @@ class Ranks:
         found = [value]
         if self.many:
             found = [None] * self.world
-            dist.all_gather_object(found, value)
+            with self._missing_nobody():
+                dist.all_gather_object(found, value)
         return found
+
+    @contextmanager
+    def _missing_nobody(self) -> Iterator[None]:
+        """A block in which all processes meet; `DeimkitError` says who did not come, and where it was last heard of."""
+        try:
+            yield
+        except RuntimeError as error:
+            first_line = str(error).splitlines()[0][:200]
+            raise DeimkitError(
+                f"Process {self.rank} of {self.world} lost the others: {self._heard()} ({first_line})"
+            ) from error
+
+    def _heard(self) -> str:
+        """Of every other process, how far it was at its last beat, the longest silent first."""
+        beats = []
+        for rank in set(range(self.world)) - {self.rank}:
+            key = f"beat {rank}"
+            where, when = json.loads(_stores[0].get(key)) if _stores[0].check([key]) else ("its start", time.time())
+            beats.append(
+                (time.time() - when, f"process {rank} was last heard of {time.time() - when:.0f} s ago, at {where}")
+            )
+        return "; ".join(said for _, said in sorted(beats, reverse=True))
 
     def agree(self, failure: DeimkitError | None) -> None:
         """Raise `failure`, or that of another process if one has failed; return if none has."""

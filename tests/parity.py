@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deimkit.models.detector import Arch, Detector
 from deimkit.models.groups import Denoise, Noised
+from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Match, Output, Predictions, Targets
 from deimkit.weights.names import published_name
 
@@ -84,7 +85,7 @@ class Given(Denoise):
 
     noised: Any = None
 
-    def draw(self, targets: Targets, images: int, classes: int) -> Noised:
+    def draw(self, targets: Targets, images: int, classes: int, ranks: Ranks = ALONE) -> Noised:
         return self.noised
 
 

@@ -92,7 +92,7 @@ def check_quickstart(said: dict[str, Any]) -> None:
 
 def check_train_coco(said: dict[str, Any]) -> None:
     assert said["stages"] == ["warm", "dense", "augment", "clean"] and len(said["losses"]) == 20
-    assert all(1 < loss < 1000 for loss in said["losses"]) and min(said["step"]) > 0
+    assert all(0 < loss < 10_000 for loss in said["losses"]) and min(said["step"]) > 0
     assert said["steps"] == [924 * epochs for epochs in (4, 74, 70, 12)]
     assert said["by_hand"] == pytest.approx(said["forecast"]) and said["range"] == sorted(said["range"])
     one, eight, starved = said["plans"]

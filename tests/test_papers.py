@@ -13,6 +13,7 @@ import pytest
 from deimkit import recipes
 from deimkit.errors import DataError
 from deimkit.explore import claims, papers
+from deimkit.recipes.roadmap import ROADMAP
 from deimkit.recipes.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -332,7 +333,10 @@ def test_printed_gains_follow_from_the_rows(
     assert round(better - worse, 1) == gain
 
 
-@pytest.mark.parametrize("name", STUDIES)
+SCHEDULES = [name for name in STUDIES if "table6" in name and name.startswith("dfine")]  # they claim no AP
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name not in SCHEDULES])
 def test_studies_claim_what_their_tables_say(name: str) -> None:
     claim = recipes.get(name).paper
     assert claim is not None
@@ -342,7 +346,38 @@ def test_studies_claim_what_their_tables_say(name: str) -> None:
     assert given and any(given.items() <= row.items() for row in rows)
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.names() if recipes.get(name).paper and name not in STUDIES])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_those_of_dfines_table_6(name: str) -> None:
+    recipe = recipes.get(name)
+    model = f"D-FINE-{name[-1].upper()}"
+    said = {row["field"]: row["value"] for row in papers.table("dfine_table6") if row["model"] == model}
+    clock, decoder = recipe.timeline, recipe.arch.decoder
+    assert clock.augment == float(said["epochs with advanced augmentation"])
+    assert clock.total - clock.augment == float(said["epochs without advanced augmentation"])
+    assert (recipe.optim.lr, recipe.optim.backbone_lr, recipe.optim.weight_decay) == tuple(
+        float(said[field]) for field in ("base learning rate", "backbone learning rate", "weight decay")
+    )
+    assert (recipe.batch, clock.ema_decay) == (float(said["batch size"]), float(said["EMA decay"]))
+    assert decoder.points == tuple(float(said[f"sampling points {size}"]) for size in ("small", "medium", "large"))
+    assert (decoder.layers, recipe.arch.queries.count) == (float(said["decoder layers"]), float(said["queries"]))
+    assert (recipe.arch.refine.bins, recipe.arch.refine.up) == (float(said["bins N"]), float(said["a"]))
+    assert 1 / recipe.arch.refine.scale == float(said["c"])
+    weights = {"vfl": "VFL", "l1": "L1", "giou": "GIoU", "fgl": "FGL", "ddf": "DDF"}
+    assert {loss.name: loss.weight for loss in recipe.losses} == {
+        ours: float(said[f"{theirs} weight"]) for ours, theirs in weights.items()
+    }
+
+
+def test_the_roadmap_is_dfines_table_3() -> None:
+    keys = ("ap", "params_m", "gflops", "latency_ms")
+    rows = papers.table("dfine_table3")
+    claims = [recipe.paper for recipe in ROADMAP.values()]
+    assert [[row[key] for key in keys] for row in rows] == [[getattr(claim, key) for key in keys] for claim in claims]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in recipes.names() if recipes.get(name).paper and name not in {**STUDIES, **ROADMAP}]
+)
 def test_recipes_claim_what_the_tables_say(name: str) -> None:
     claim = recipes.get(name).paper
     assert claim is not None

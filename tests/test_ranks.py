@@ -25,14 +25,21 @@ from tests.together import RECIPES, train
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def together(*arguments: object, processes: int = 2) -> None:
-    """Run `tests.together` in several processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launch, "-m", "tests.together", *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"}
+def together(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `tests.together` in two processes."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.together",
+    ]
+    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [*launch, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=500, env=given
     )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def half_empty(folder: Path) -> Dataset:
@@ -52,7 +59,8 @@ def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
     data = half_empty(tmp_path)
     recipe = RECIPES[name].fit_to(data, epochs=2, batch=4)
     train(RECIPES[name], data, tmp_path / "one", ALONE)
-    together(name, data.source, tmp_path / "two")
+    done = together(name, data.source, tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
     steps, theirs = one.metrics("step"), two.metrics("step")
     assert len(steps) == len(theirs) == 4 * MICRO.timeline.total and recipe.batch == 4
@@ -88,6 +96,15 @@ def test_a_lost_process_is_replaced(tmp_path: Path) -> None:
     assert "resumed" in [row["event"] for row in run.events()]
     assert [row["AP"] for row in run.metrics("epoch")] == [row["AP"] for row in undisturbed.metrics("epoch")]
     assert same(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
+    data = scenes(tmp_path, train=16, val=4)
+    done = together("dfine", data.source, tmp_path / "run", TOGETHER_HANGS="1", DEIMKIT_TIMEOUT="20")
+    assert done.returncode != 0
+    assert "Process 0 of 2 lost the others: process 1 was last heard of" in done.stderr
+    assert "at step 2 of epoch 0" in done.stderr
 
 
 def test_shares_must_be_equal(tmp_path: Path) -> None:

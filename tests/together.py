@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +31,20 @@ RECIPES = {
 
 
 class Double(Trainer):
-    """A training in float64, in which rounding does not grow into another training."""
+    """A training in float64, in which rounding does not grow into another training.
+
+    TOGETHER_HANGS in the environment: the rank that falls asleep at its third step.
+    """
 
     def _prepare(self) -> None:
         super()._prepare()
         for model in (self.model, self.ema.model):
             model.register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
+
+    def _set_rates(self) -> None:
+        super()._set_rates()
+        if self.global_step == 2 and os.environ.get("TOGETHER_HANGS") == str(self.ranks.rank):
+            time.sleep(3600)
 
 
 def train(recipe: Recipe, data: Dataset, out: Path, ranks: Ranks) -> None:

@@ -67,7 +67,7 @@ def roadmap() -> Iterator[Recipe]:
     """The recipes of the nine steps."""
     recipe = GOAL
     for name, (change, ap, params, gflops, latency) in STEPS.items():
-        claim = Paper("D-FINE Table 3", ap, epochs=72, params_m=params, gflops=gflops, latency_ms=latency)
+        claim = Paper("D-FINE Table 3", ap, params_m=params, gflops=gflops, latency_ms=latency)
         recipe = replace(change(recipe), name=f"dfine_table3_{name}", paper=claim)
         yield recipe
 

@@ -279,6 +279,7 @@ class Trainer:
     def _together(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of this process, as long as every process has one; what fails in one fails in all."""
         while True:
+            self.ranks.beat(f"step {self.step_in_epoch} of epoch {self.epoch}")
             batch, failure = None, None
             try:
                 batch = next(batches, None)

@@ -45,9 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", help="name of a recipe (deimkit recipes)")
     sub.add_argument("--data", required=True, help="a dataset's folder or file, or synthetic: a hundred images will do")
     sub.add_argument("--steps", type=int, default=20, help="in all stages together")
-    sub.add_argument("--batch", type=int, help="images per step on one device")
+    sub.add_argument("--rehearsed", type=int, metavar="N", help="images per step of the dry run, on one device")
     sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    sub.add_argument("--batch", type=int, help="images per step of the whole training (default: the recipe's)")
     sub.add_argument("--images", type=int, help="to learn from in the whole training (default: those of --data)")
     sub.add_argument("--val-images", type=int, help="to measure on after every epoch (default: those of --data)")
     sub.add_argument("--epochs", type=int, help="of the whole training (default: the recipe's)")
@@ -126,10 +127,12 @@ def run_recipes(args: argparse.Namespace) -> tuple[int, Any]:
         case ["diff", a, b]:
             changes = dk.recipes.diff(dk.recipes.get(a), dk.recipes.get(b))
             wide = max(map(len, changes), default=0)
+            if not changes:
+                print(f"no difference between {a} and {b}")
             for field, (before, after) in changes.items():
                 print(f"{field:{wide}}  {before!r} -> {after!r}")
             return 0, {"a": a, "b": b, "diff": {field: [repr(x), repr(y)] for field, (x, y) in changes.items()}}
-        case [name]:
+        case [name] if name != "diff":
             text = dk.recipes.to_python(dk.recipes.get(name))
             print(text, end="")
             return 0, {"name": name, "recipe": text}
@@ -175,20 +178,30 @@ def run_weights(args: argparse.Namespace) -> tuple[int, Any]:
 def run_rehearse(args: argparse.Namespace) -> tuple[int, Any]:
     """Measure a few steps, and forecast the whole training."""
     data = dk.Dataset.open(args.data)
-    dry = dk.rehearse(args.recipe, data, steps=args.steps, batch=args.batch, size=pair(args.size), device=args.device)
-    print(dry)
+    for note in data.notes:
+        print(note)
     images, val_images = (
         len(split or ()) if given is None else given
         for given, split in ((args.images, data.train), (args.val_images, data.val))
     )
-    forecast = dry.forecast(images, val_images, epochs=args.epochs, devices=args.devices, workers=args.workers)
+    if images < 1:
+        raise DeimkitError(f"--images must be at least 1; got {images}.")
+    whole = {"epochs": args.epochs, "batch": args.batch}
+    dk.recipes.get(args.recipe).fit_to(images, **whole)  # what is impossible is said before anything is measured
+    dry = dk.rehearse(
+        args.recipe, data, steps=args.steps, batch=args.rehearsed, size=pair(args.size), device=args.device
+    )
+    print(dry)
+    forecast = dry.forecast(images, val_images, **whole, devices=args.devices, workers=args.workers)
     print(f"\n{forecast}")
     stages = {
         stage.stage: {"steps": stage.steps, "step_s": stage.step, "hours": stage.hours} for stage in forecast.stages
     }
     low, high = forecast.range
-    whole = {"images": images, "hours": forecast.hours, "low": low, "high": high, "stages": stages}
-    return 0, {"recipe": args.recipe, "device": dry.device, "batch": dry.batch, "memory": dry.memory, **whole}
+    said = {"hours": forecast.hours, "low": low, "high": high, "stages": stages}
+    said |= {"evaluation_hours": forecast.evaluation / 3600, "devices": forecast.devices, "workers": forecast.workers}
+    measured = {"recipe": args.recipe, "device": dry.device, "rehearsed": dry.batch, "memory": dry.memory}
+    return 0, measured | {"images": images, "epochs": forecast.recipe.timeline.total, "disk": forecast.disk} | said
 
 
 def run_train(args: argparse.Namespace) -> tuple[int, Any]:
@@ -397,24 +410,32 @@ def number(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.3f}"
 
 
+def answer(args: argparse.Namespace) -> tuple[int, Any]:
+    """The exit status of a command, and its result; what is wrong is said in one clear sentence on stderr."""
+    try:
+        return args.run(args)
+    except BrokenPipeError:
+        raise
+    except (DeimkitError, OSError) as error:
+        print(f"deimkit {args.command}: {error}", file=sys.stderr)
+        return 1, {"error": str(error)}
+    except KeyboardInterrupt:
+        print(f"deimkit {args.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED, {"error": "interrupted"}
+    finally:
+        Ranks.leave()
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 when it did what it was asked, else non-zero with one clear sentence on stderr."""
+    """Run one command; 0 when it did what it was asked, else non-zero."""
     args = build_parser().parse_args(argv)
     try:
-        status, result = args.run(args)
+        status, result = answer(args)
+        if args.json and os.environ.get("RANK", "0") == "0":
+            print(json.dumps(plain(result), allow_nan=False), flush=True)
     except BrokenPipeError:  # who reads us, such as `head`, has read enough; nothing more can be said there
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (DeimkitError, OSError) as error:
-        status, result = 1, {"error": str(error)}
-        print(f"deimkit {args.command}: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        status, result = INTERRUPTED, {"error": "interrupted"}
-        print(f"deimkit {args.command}: interrupted", file=sys.stderr)
-    finally:
-        Ranks.leave()
-    if args.json and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(plain(result), allow_nan=False))
     return status
 
 

@@ -25,7 +25,7 @@ from deimkit.training.progress import Progress, Silent
 from deimkit.training.rehearsal import Rehearsal
 from deimkit.training.rehearsal import rehearse as measured_steps
 from deimkit.training.run import Plan, Run
-from deimkit.training.trainer import Trainer, usable
+from deimkit.training.trainer import Trainer, expect_equal_shares, usable
 from deimkit.weights import sources
 from deimkit.weights.addresses import WebFile, is_address
 
@@ -113,8 +113,8 @@ def train(
     name as in `load` ("imagenet" for the backbone alone); a head is mapped by class name. Further options are the
     fields of `Plan`: precision, workers, accumulate, on_problem, patience, evaluate_every, save_every, devices (GPUs of
     this machine that share every batch), nodes and rdzv (machines that do). Under torchrun, its processes share. Raises
-    `DataError`, `RecipeError`, `CheckpointError`, and nothing is written then; a folder that already holds a trained
-    run is refused: `resume(out)` continues it.
+    `DataError`, `RecipeError`, and `CheckpointError` for weights that are not there, and nothing is written then; a
+    folder that already holds a trained run is refused: `resume(out)` continues it.
     """
     folder, ranks = Path(out), Ranks.join()
     shown = Progress() if progress and ranks.main else Silent()
@@ -135,6 +135,7 @@ def train(
         pick_precision(planned.precision, pick_device(device))
         learned = usable(dataset, planned.on_problem)
         fitted = as_recipe(recipe).fit_to(learned, epochs=epochs, batch=batch, size=size, lr=lr)
+        expect_equal_shares(fitted.batch, len(learned.train or ()), planned.processes, planned.accumulate)
         text = recipes.to_python(fitted)
         recipes.parse(text)  # a recipe that could not be read back could not be resumed either
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,24 +156,33 @@ def rehearse(
     size: int | tuple[int, int] | None = None,
     device: str = "auto",
     seed: int = 0,
+    weights: str | Path | Run | None = None,
     **plan: Any,
 ) -> Rehearsal:
     """Train a few real steps of every stage of a recipe, measure them, and keep nothing else.
 
     `rehearse(...).forecast(images, val_images)` says what the whole training will take. data: a dataset like the one to
     come; a hundred images will do. batch: images per step on one device; by default the share of the recipe's that one
-    of the GPUs here gets, and 2 on a CPU. Further options are the fields of `Plan`. Raises what `train` raises, so that
-    a batch that does not fit into memory, or an image that cannot be read, is known beforehand.
+    of the GPUs here gets, and 2 on a CPU. weights: as in `train`. Further options are the fields of `Plan`. Raises what
+    `train` raises, so that a batch that does not fit into memory is known beforehand, or a file that cannot be read
+    among the images it takes (`doctor` looks at all).
     """
-    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    planned = make_plan(data=str(dataset.source), device=device, seed=seed, **plan)
+    dataset, whole = data if isinstance(data, Dataset) else Dataset.open(data), as_recipe(recipe)
+    planned = make_plan(
+        data=str(dataset.source),
+        device=device,
+        seed=seed,
+        weights=weights and weight_file(weights, whole, Silent()),
+        **plan,
+    )
+    if planned.processes > 1:
+        raise RecipeError("A dry run measures one device; ask its forecast(devices=...) about several.")
     dataset, chosen = usable(dataset, planned.on_problem), pick_device(device)
-    whole = as_recipe(recipe)
     whole = whole if size is None else whole.fit_to(whole.batch * whole.timeline.steps_per_epoch, size=size)
     if batch is None:
         batch = max(whole.batch // torch.cuda.device_count(), 1) if chosen.type == "cuda" else 2
     with TemporaryDirectory() as folder:
-        return measured_steps(whole, min(batch, len(dataset.train or ())), planned, dataset, Path(folder), steps)
+        return measured_steps(whole, batch, planned, dataset, Path(folder), steps)
 
 
 def resume(folder: str | Path | Run, wait: bool = True, progress: bool = True, dataset: Dataset | None = None) -> Run:

@@ -62,6 +62,8 @@ def test_two_recipes_are_compared(capsys):
     assert set(json.loads(printed[-1])["diff"]) == {"name", "losses", "paper.ap"}
     assert "diff NAME NAME; got diff tiny." in refused(capsys, "recipes", "diff", "tiny")
     assert "Did you mean" in refused(capsys, "recipes", "diff", "tiny", "deim_dfin_n")
+    assert "got diff." in refused(capsys, "recipes", "diff")
+    assert main(["recipes", "diff", "tiny", "tiny"]) == 0 and "no difference" in capsys.readouterr().out
 
 
 def test_recipes_are_listed_and_printed(capsys):
@@ -81,8 +83,10 @@ def test_a_training_is_rehearsed_and_forecast(capsys, data):
     assert any(line.startswith("in all ") for line in printed)
     assert result["hours"] == pytest.approx(sum(stage["hours"] for stage in result["stages"].values()))
     assert sum(stage["steps"] for stage in result["stages"].values()) == MICRO.fit_to(1000).timeline.steps
+    assert result["evaluation_hours"] == 0 and result["epochs"] == MICRO.timeline.total
     assert result["low"] <= result["hours"] <= result["high"] and result["images"] == 1000
     assert "Give" in refused(capsys, *command, "--steps", "1")
+    assert "--images must be at least 1; got -5" in refused(capsys, *command, "--images", "-5")
 
 
 def test_train_twice_into_one_folder(capsys, tmp_path, data):

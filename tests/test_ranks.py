@@ -115,6 +115,9 @@ def test_shares_must_be_equal(tmp_path: Path) -> None:
         recipe = RECIPES["dfine"].fit_to(100, batch=batch)
         with pytest.raises(RecipeError, match=said):
             Trainer(recipe, Plan.read(run), data, run, None, Ranks(0, world))
+    with pytest.raises(RecipeError, match="3 processes"):
+        dk.train(MICRO, data, tmp_path / "never", batch=4, devices=3, device="cpu")
+    assert not (tmp_path / "never").exists()
 
 
 def test_several_machines_need_a_place_to_meet() -> None:

@@ -54,7 +54,7 @@ def test_a_forecast_by_hand() -> None:
     eight = made_up().forecast(118_287, 5_000, devices=8, workers=16)
     assert eight.stages[0].step == pytest.approx(1.0), "16 processes load 32 images in 20 ms, meanwhile"
     assert eight.device_hours == pytest.approx(8 * eight.hours)
-    starved = made_up().forecast(118_287, 5_000, devices=100, workers=1)
+    starved = made_up().forecast(118_287, 5_000, devices=32, workers=1)
     assert starved.stages[0].step == starved.stages[0].load == pytest.approx(0.32)
     shorter = made_up().forecast(118_287, 5_000, epochs=12, batch=64, workers=0)
     assert shorter.recipe.timeline.total == 12 and shorter.stages[0].compute == pytest.approx(16)
@@ -83,8 +83,18 @@ def test_what_cannot_be_rehearsed_is_said(scenes: Dataset) -> None:
         dk.rehearse("tiny", scenes, steps=4, size=96)
     with pytest.raises(DeimkitError, match="no field 'worker'|worker"):
         dk.rehearse("tiny", scenes, worker=3)
-    with pytest.raises(RecipeError, match="devices >= 1"):
-        made_up().forecast(100, 10, devices=0)
+    for devices in (0, 3):
+        with pytest.raises(RecipeError, match="devices >= 1 that divide the batch"):
+            made_up().forecast(100_000, 10, devices=devices)
+    with pytest.raises(RecipeError, match="measures one device"):
+        dk.rehearse("tiny", scenes, devices=2)
+
+
+def test_few_images_are_taken_again(tmp_path: Path) -> None:
+    one = Dataset.open(Synthetic(train=1, val=1, size=64).write(tmp_path / "one"))
+    found = dk.rehearse("tiny", one, steps=8, size=64, batch=3, device="cpu")
+    assert found.batch == 3 and [len(pace.loss) for pace in found.paces] == [2] * 4
+    assert "boxes/image" in str(found)
 
 
 def test_a_forecast_is_drawn() -> None:

@@ -46,8 +46,8 @@ class Rehearsal:
     """What a dry run of `recipe` measured.
 
     batch: images per step, all on one device. device, precision: where and in what. paces: one per stage.
-    evaluate_s: seconds per image of evaluation, loading included; None without a val split. memory, checkpoint: bytes
-    that training took, and that a checkpoint takes on the disk.
+    evaluate_s: seconds per image of evaluation, loading included; None without a val split. memory: bytes that
+    the steps took on a GPU; on a CPU the most that this process has had so far. checkpoint: bytes on the disk.
     """
 
     recipe: Any
@@ -78,9 +78,10 @@ class Rehearsal:
         whole = self.recipe.fit_to(images, epochs=epochs, batch=batch)
         devices = (torch.cuda.device_count() if self.device.startswith("cuda") else 1) if devices is None else devices
         workers = default_workers() if workers is None else workers
-        if devices < 1 or workers < 0 or val_images < 0:
+        if devices < 1 or workers < 0 or val_images < 0 or whole.batch % devices:
             raise RecipeError(
-                f"Expected devices >= 1, workers >= 0, val_images >= 0; got {devices}, {workers}, {val_images}."
+                "Expected devices >= 1 that divide the batch, workers >= 0 and val_images >= 0; got "
+                f"devices={devices} for a batch of {whole.batch}, workers={workers}, val_images={val_images}."
             )
         clock, scale = whole.timeline, whole.batch / self.batch
         stages = []
@@ -185,7 +186,12 @@ class _Short(Trainer):
     each: int
 
     def _batches(self) -> Iterator[Batch]:
-        yield from islice(super()._batches(), self.each)
+        """The first batches of the epoch, over and over if there are too few."""
+        taken = 0
+        while taken < self.each:
+            for batch in islice(self._together(self.loader.epoch(self.epoch)), self.each - taken):
+                taken += 1
+                yield batch
 
 
 def rehearse(recipe: Any, batch: int, plan: Plan, dataset: Dataset, folder: Path, steps: int) -> Rehearsal:
@@ -202,9 +208,14 @@ def rehearse(recipe: Any, batch: int, plan: Plan, dataset: Dataset, folder: Path
         )
     short = replace(recipe, timeline=one_epoch_each(recipe.timeline), batch=batch, return_to_best=False)
     plan = replace(plan, workers=0, evaluate_every=len(names), save_every=None, patience=None)
+    learned = dataset.train
+    if learned is not None and len(learned) < batch:
+        dataset = replace(dataset, train=learned.take(i % len(learned) for i in range(batch)))
     if dataset.val is not None:
         dataset = replace(dataset, val=dataset.val.take(range(min(len(dataset.val), SHOWN))))
     plan.write(folder)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     trainer = _Short(short, plan, dataset, folder, Silent())
     trainer.each = each
     run = trainer.fit()

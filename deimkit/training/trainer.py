@@ -71,7 +71,7 @@ class Trainer:
         self.categories = dataset.categories
         self.timeline = recipe.timeline
         self.interrupted = False
-        self._expect_equal_shares()
+        expect_equal_shares(recipe.batch, len(self.splits["train"]), ranks.world, plan.accumulate)
 
     def fit(self) -> Run:
         """Train to the end of the timeline, or to the first of: a stop request, no better AP for `patience` epochs."""
@@ -86,17 +86,6 @@ class Trainer:
         return self.run
 
     # ------------------------------------------------------------------ set-up
-    def _expect_equal_shares(self) -> None:
-        """Raise `RecipeError` unless every process gets as many images of every batch, in as many micro-batches."""
-        batch, images, world = self.recipe.batch, len(self.splits["train"]), self.ranks.world
-        shares = world * self.plan.accumulate
-        if self.ranks.many and (batch % shares or images < batch):
-            fitting = max(min(batch, images) // shares, 1) * shares
-            raise RecipeError(
-                f"{world} processes of {self.plan.accumulate} micro-batch(es) share batches of a multiple of {shares} "
-                f"images, no more than there are to learn from; got batch={batch} and {images}. Give batch={fitting}."
-            )
-
     def _prepare(self) -> None:
         """Everything as it is before the first step, or as the last checkpoint has it."""
         if self.ranks.main:
@@ -608,6 +597,18 @@ class Trainer:
                 signal.signal(kind, handler)
 
 
+def expect_equal_shares(batch: int, images: int, processes: int, accumulate: int) -> None:
+    """Raise `RecipeError` unless every one of several processes gets as many images of every batch and micro-batch."""
+    shares = processes * accumulate
+    if processes > 1 and (batch % shares or images < batch):
+        fitting = max(min(batch, images) // shares, 1) * shares
+        raise RecipeError(
+            f"{processes} processes of {accumulate} micro-batch(es) share batches of a multiple of {shares} images, no "
+            f"more than there are to learn from; got batch={batch} and {images} images. Give batch={fitting}, or "
+            f"another multiple of {shares}."
+        )
+
+
 def micro_batches(batch: Batch, count: int) -> list[Batch]:
     """`batch` cut into at most `count` consecutive parts, images and targets together.
 
@@ -644,6 +645,10 @@ def usable(dataset: Dataset, on_problem: str) -> Dataset:
                 "`deimkit doctor` lists all with their remedy; on_problem='skip' trains without them."
             )
         parts[split.name] = split.without(errors)
+    if not len(parts.get("train", dataset.train).boxes):
+        raise DataError(
+            f"The train split of {dataset!r} has no box to learn from; `deimkit doctor` looks at all of it."
+        )
     empty = [name for name, split in parts.items() if not len(split)]
     if empty:
         raise DataError(f"All images of the {empty[0]} split have problems; `deimkit doctor` lists them.")

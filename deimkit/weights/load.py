@@ -158,7 +158,7 @@ def _moved_rows(
         raise CheckpointError(
             f"{state.path} has a head for {state.classes} classes{known}, the detector has {len(ours)} "
             f"({_some(map(str, ours.names))}), and none is known to both. Pass replace_head=True to start with a fresh "
-            "head, or classes= with the names of the file's classes."
+            "head; `deimkit.weights.load_weights` takes classes=, the names of the file's classes."
         )
     rows = rows or (None,) * len(ours)
     return None if rows == tuple(range(state.classes)) else rows
@@ -196,7 +196,8 @@ def _refusal(state: State, misfits: dict[str, str]) -> str:
     shown = "; ".join(f"{key}: {reason}" for key, reason in list(misfits.items())[:3])
     return (
         f"{state.path} does not fit the detector: {len(misfits)} of its tensors or settings differ ({shown}). "
-        f"{_looks_like(state)}Build the recipe it was trained with, or pass strict=False to load what fits."
+        f"{_looks_like(state)}Build the recipe it was trained with; `deimkit.weights.load_weights` with strict=False "
+        "takes what fits."
     )
 
 

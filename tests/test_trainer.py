@@ -566,22 +566,25 @@ def test_the_best_is_what_a_run_hands_out(tmp_path, data, monkeypatch):
 @pytest.mark.parametrize(
     "boxes, classes",
     [
-        ([[]] * 6, 1),  # nothing to find anywhere
         ([[[8, 8, 16, 16]]] + [[]] * 5, 1),  # most batches are empty
         ([[[8, 8, 16, 16], [30, 30, 20, 20]]] * 6, 300),
         ([[[i % 50, i // 50 * 5, 8, 8] for i in range(500)]] * 2, 5),  # more boxes than queries
         ([[[10, 10, 20, 20]]], 1),  # one image, a batch of two
     ],
-    ids=["no boxes", "empty batches", "300 classes", "500 boxes", "one image"],
+    ids=["empty batches", "300 classes", "500 boxes", "one image"],
 )
 def test_odd_datasets_train(tmp_path, boxes, classes):
     data = annotated(tmp_path / "data", boxes, classes)
     recipe = MICRO.fit_to(data, epochs=1)
     run = trainer(tmp_path / "run", data, recipe).fit()
     assert run.finished and len(losses(run)) == max(len(boxes) // 2, 1)
-    assert all(math.isfinite(loss) for loss in losses(run))
-    best = run.best.name
-    assert best == ("best.pt" if boxes[0] else "last.pt")
+    assert all(math.isfinite(loss) for loss in losses(run)) and run.best.name == "best.pt"
+
+
+def test_nothing_to_learn_is_refused(tmp_path):
+    data = annotated(tmp_path / "data", [[]] * 6, 1)
+    with pytest.raises(DataError, match="has no box to learn from"):
+        trainer(tmp_path / "run", data)
 
 
 def test_no_val_split_is_no_problem(tmp_path, data):

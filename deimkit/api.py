@@ -22,10 +22,11 @@ from deimkit.training import checkpoint
 from deimkit.training.claim import Claim
 from deimkit.training.machine import pick_device, pick_precision
 from deimkit.training.progress import Progress, Silent
+from deimkit.training.ready import expect_equal_shares, usable
 from deimkit.training.rehearsal import Rehearsal
 from deimkit.training.rehearsal import rehearse as measured_steps
 from deimkit.training.run import Plan, Run
-from deimkit.training.trainer import Trainer, expect_equal_shares, usable
+from deimkit.training.trainer import Trainer
 from deimkit.weights import sources
 from deimkit.weights.addresses import WebFile, is_address
 

@@ -25,6 +25,7 @@ from deimkit.errors import CheckpointError, DataError, DeimkitError, NonFiniteEr
 from deimkit.structures import Batch, Targets
 from deimkit.training import checkpoint, claim
 from deimkit.training import trainer as module
+from deimkit.training.learner import Learner, micro_batches
 from deimkit.training.machine import peak_memory, pick_device, pick_precision
 from deimkit.training.progress import Progress
 from deimkit.training.run import Plan, Run, append, keep_rows, plain, read_rows
@@ -350,15 +351,15 @@ def test_rows_are_strict_json(tmp_path):
 
 def poison(monkeypatch, bad: set[int] | range, count: list[int]) -> None:
     """Let the model see NaN pixels in the forward passes whose numbers are in `bad`; `count` counts them."""
-    whole = module.Trainer._losses
+    whole = Learner.losses
 
-    def losses(self, batch, boxes):
+    def losses(self, batch, boxes, watch=None):
         count.append(1)
         if len(count) - 1 in bad:
             batch = replace(batch, images=batch.images * math.nan)
-        return whole(self, batch, boxes)
+        return whole(self, batch, boxes, watch)
 
-    monkeypatch.setattr(module.Trainer, "_losses", losses)
+    monkeypatch.setattr(Learner, "losses", losses)
 
 
 def test_an_evaluation_that_does_not_fit_takes_fewer_images_at_a_time(tmp_path, data, monkeypatch):
@@ -390,7 +391,7 @@ def test_a_skipped_step_leaves_no_trace_but_a_record(tmp_path, data, monkeypatch
     poison(monkeypatch, {1}, [])
     states = []
     one = trainer(tmp_path, data, replace(MICRO, timeline=CLOCK.scaled_to(1, 3)))
-    one.progress.seen = lambda row: states.append({k: v.clone() for k, v in one.model.state_dict().items()})
+    one.progress.seen = lambda row: states.append({k: v.clone() for k, v in one.learner.model.state_dict().items()})
     run = one.fit()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[1][name], states[2][name]) for name in states[0])
@@ -407,15 +408,15 @@ def test_a_skipped_step_leaves_no_trace_but_a_record(tmp_path, data, monkeypatch
 def test_the_replay_file_reproduces_the_loss(tmp_path, data, monkeypatch):
     """What is saved is the batch as the model gets it: float images and targets."""
     inputs = []
-    whole = module.Trainer._losses
+    whole = Learner.losses
 
-    def losses(self, batch, boxes):
+    def losses(self, batch, boxes, watch=None):
         inputs.append(batch)
         if len(inputs) == 2:
             raise NonFiniteError("The loss is not finite: mal/final.")
-        return whole(self, batch, boxes)
+        return whole(self, batch, boxes, watch)
 
-    monkeypatch.setattr(module.Trainer, "_losses", losses)
+    monkeypatch.setattr(Learner, "losses", losses)
     run = trainer(tmp_path, data, replace(MICRO, timeline=CLOCK.scaled_to(1, 3))).fit()
     saved = torch.load(events(run, "skipped")[0]["batch"], weights_only=True)
     again = Batch(saved["images"], Targets(saved["image"], saved["labels"], saved["boxes"]), names=saved["names"])
@@ -450,17 +451,17 @@ def test_non_finite_steps_roll_back_then_stop(tmp_path, data, monkeypatch):
 
 def test_a_non_finite_gradient_is_caught(tmp_path, data, monkeypatch):
     """The loss is finite, its gradient is not."""
-    whole, count = module.Trainer._losses, []
+    whole, count = Learner.losses, []
 
-    def losses(self, batch, boxes):
-        terms = whole(self, batch, boxes)
+    def losses(self, batch, boxes, watch=None):
+        terms = whole(self, batch, boxes, watch)
         count.append(1)
         if len(count) == 1:
             weight = next(self.model.parameters())
             terms["bad"] = (weight.flatten()[0] * 0).sqrt()
         return terms
 
-    monkeypatch.setattr(module.Trainer, "_losses", losses)
+    monkeypatch.setattr(Learner, "losses", losses)
     run = trainer(tmp_path, data, replace(MICRO, timeline=CLOCK.scaled_to(1, 3))).fit()
     assert [row["step"] for row in events(run, "skipped")] == [0]
     assert "gradient is not finite in backbone" in events(run, "skipped")[0]["why"]
@@ -473,7 +474,7 @@ def test_micro_batches_add_up(data, tmp_path):
     """The class term's gradients of two halves are those of the whole, batch norms in evaluation mode."""
     one = trainer(tmp_path, data)
     one._prepare()
-    model = one.model.eval()
+    model = one.learner.model.eval()
     model.groups = torch.nn.ModuleList()
     batch = next(one.loader.epoch(1)).finish()
     batch = replace(batch, mix=None)
@@ -482,13 +483,13 @@ def test_micro_batches_add_up(data, tmp_path):
         model.zero_grad()
         for module_ in model.modules():
             module_.training = not isinstance(module_, torch.nn.modules.batchnorm._BatchNorm)
-        for part in module.micro_batches(batch, parts):
-            terms = one._losses(part, boxes=len(batch.targets))
+        for part in micro_batches(batch, parts):
+            terms = one.learner.losses(part, boxes=len(batch.targets))
             sum(value for name, value in terms.items() if name.startswith("mal/")).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     whole, halves = gradient(1), gradient(2)
-    assert len(module.micro_batches(batch, 2)) == 2 and whole.norm() > 0
+    assert len(micro_batches(batch, 2)) == 2 and whole.norm() > 0
     assert torch.allclose(whole, halves, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
 
 
@@ -653,7 +654,7 @@ def test_other_weights_are_mapped_by_class_and_reported(tmp_path, data, undistur
     tuning = trainer(tmp_path / "run", data3, weights=str(undisturbed.best))
     tuning._prepare()
     theirs = checkpoint.load(undisturbed.best)["ema"]["shadow"]
-    ours = tuning.model.state_dict()
+    ours = tuning.learner.model.state_dict()
     head = next(name for name in ours if name.startswith("refine.score.") and name.endswith("0.weight"))
     assert torch.equal(ours[head][0], theirs[head][2]) and torch.equal(ours[head][2], theirs[head][0])
     assert not torch.equal(ours[head][1], theirs[head][1])

@@ -17,6 +17,7 @@ from deimkit import recipes
 from deimkit.data.dataset import Dataset
 from deimkit.ranks import Ranks
 from deimkit.recipes.recipe import Recipe
+from deimkit.structures import Batch
 from deimkit.training.run import Plan
 from deimkit.training.trainer import Trainer
 from tests.micro import MICRO, Silent
@@ -38,13 +39,13 @@ class Double(Trainer):
 
     def _prepare(self) -> None:
         super()._prepare()
-        for model in (self.model, self.ema.model):
+        for model in (self.learner.model, self.learner.ema.model):
             model.register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
 
-    def _set_rates(self) -> None:
-        super()._set_rates()
+    def _step(self, batch: Batch) -> dict[str, float]:
         if self.global_step == 2 and os.environ.get("TOGETHER_HANGS") == str(self.ranks.rank):
             time.sleep(3600)
+        return super()._step(batch)
 
 
 def train(recipe: Recipe, data: Dataset, out: Path, ranks: Ranks) -> None:

@@ -61,3 +61,10 @@ def default_workers() -> int:
     """Loader processes for this machine: all cores but one, at most 8; none where only two cores share the work."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if cores <= 2 else min(cores - 1, 8)
+
+
+def versions() -> dict[str, str]:
+    """What trained, for the record."""
+    from deimkit import __version__
+
+    return {"deimkit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}

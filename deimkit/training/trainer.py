@@ -1,4 +1,4 @@
-"""The step and the epoch: a batch becomes outputs, outputs become losses, losses a step, epochs a detector."""
+"""The whole of a training: steps become epochs, epochs a detector, and whatever ends it, it goes on from there."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from deimkit.data.dataset import Dataset, Split
 from deimkit.data.loader import Loader
 from deimkit.data.problems import Id
-from deimkit.errors import CheckpointError, DataError, DeimkitError, NonFiniteError, RecipeError
+from deimkit.errors import CheckpointError, DataError, DeimkitError, NonFiniteError
 from deimkit.models.detector import Detector
 from deimkit.ranks import ALONE, Ranks
-from deimkit.structures import Batch, Targets
+from deimkit.structures import Batch
 from deimkit.training import checkpoint
-from deimkit.training.machine import default_workers, peak_memory, pick_device, pick_precision
+from deimkit.training.learner import Learner
+from deimkit.training.machine import default_workers, peak_memory, pick_device, pick_precision, versions
 from deimkit.training.microscope import Microscope, Probe
-from deimkit.training.optim import EMA
 from deimkit.training.progress import Progress, Silent
+from deimkit.training.ready import culprit, expect_equal_shares, usable
 from deimkit.training.run import Plan, Run, append, keep_rows
 from deimkit.training.timeline import BestTracker
 
@@ -93,22 +91,16 @@ class Trainer:
             for half_written in (self.folder / "checkpoints").glob(".*.partial"):  # by a process that was killed
                 half_written.unlink()
         self._seed()
-        self.criterion = self.recipe.criterion()
-        self.model: Detector = self.recipe.build(self.categories)
+        model: Detector = self.recipe.build(self.categories)
         resumed = self.run.last.is_file()
         if self.plan.weights is not None and not resumed:
-            self._fine_tune(self.plan.weights)
+            self._fine_tune(model, self.plan.weights)
         elif self.recipe.arch.backbone.frozen and not resumed:
             self.progress.line(
                 f"{self.recipe.name} keeps its stem and batch norms frozen, which is meant for pretrained weights; "
                 'without weights=, such as weights="imagenet", they stay as they were drawn'
             )
-        self.model.to(self.device, memory_format=torch.channels_last).train()
-        self._join()
-        self.optimizer = self.recipe.optim.build(self.model)
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-        self.ema = EMA.of(self.model, self.timeline)
+        self.learner = Learner(self.recipe, model.to(self.device), self.precision, self.plan.accumulate, self.ranks)
         self.epoch, self.step_in_epoch, self.global_step = 0, 0, 0
         self.epoch_s = 0.0  # spent on the steps of the current epoch
         self.tracker = BestTracker(self.timeline.augment, reloads=self.recipe.return_to_best)
@@ -127,13 +119,6 @@ class Trainer:
         if not resumed:
             self._save(self.run.last)  # a disk that is full says so now, and a rollback always has a place to go
 
-    def _join(self) -> None:
-        """Let the detector learn from the batches of all processes: its norms, its noisy queries, its gradients."""
-        self.trained: torch.nn.Module = self.model
-        if self.ranks.many:
-            self.model.train_with(self.ranks)
-            self.trained = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
-
     def _seed(self) -> None:
         """Seed what this training draws from, and nothing else."""
         torch.random.default_generator.manual_seed(self.plan.seed)
@@ -141,10 +126,10 @@ class Trainer:
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(self.plan.seed)
 
-    def _fine_tune(self, weights: str) -> None:
+    def _fine_tune(self, model: Detector, weights: str) -> None:
         from deimkit.weights import load_weights
 
-        report = load_weights(self.model, weights, replace_head=True)
+        report = load_weights(model, weights, replace_head=True)
         self._note("weights", report=report.to_dict())
         self.progress.line(str(report))
 
@@ -220,7 +205,7 @@ class Trainer:
         """Measure what was learned, keep it, and go on to the next epoch."""
         ap = self._evaluate()
         if self.ranks.main:
-            moved = self.probe.row(cast(Detector, self.ema.model))
+            moved = self.probe.row(cast(Detector, self.learner.ema.model))
             append(self.folder / "metrics.jsonl", {"kind": "probe", "epoch": self.epoch, **moved})
         save, reload = self.tracker.ends(self.epoch, ap) if ap is not None else (None, False)
         if save:
@@ -237,8 +222,8 @@ class Trainer:
             self._return_to_best()
         started = last = time.monotonic()
         first = self.step_in_epoch
-        self.ema.decay = self.timeline.ema_decay_at(self.epoch, self.tracker.refreshes)
-        self.model.train()
+        self.learner.ema.decay = self.timeline.ema_decay_at(self.epoch, self.tracker.refreshes)
+        self.learner.model.train()
         for batch in self._batches():
             before = time.monotonic()
             terms = self._step(batch)
@@ -306,7 +291,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step_in_epoch - 1,
             "loss": sum(terms.values()) if terms else math.nan,
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "lr": self.learner.lr,
             "boxes": boxes,
             "images_per_s": round(self.ranks.world * len(batch) / per_step, 3),
             "wait_s": round(waited, 4),
@@ -321,84 +306,20 @@ class Trainer:
     # ------------------------------------------------------------------ one step
     def _step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; returns every weighted loss term, or {} if the step was skipped as non-finite."""
-        self._set_rates()
+        self.learner.set_rates(self.timeline.lr_factor(self.global_step, self.steps))
         batch.targets.check(len(batch), len(self.categories), batch.names)
         batch = batch.to(self.device, non_blocking=True).finish()
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
-            terms = self._backward(batch)
-            seen = self.scope.row()
-            self._apply()
+            terms = self.learner.learn(batch, self.scope.watch_for(self.global_step) if self.ranks.main else None)
         except NonFiniteError as error:
-            self.optimizer.zero_grad(set_to_none=True)
-            for buffer, before in buffers:  # batch statistics too are as if the step had never been
-                buffer.copy_(before)
             self._skip(batch, error)
             return {}
         self.skips = 0
-        if seen is not None and self.ranks.main:
+        seen = self.scope.row()
+        if seen is not None:
             where = {"epoch": self.epoch, "step": self.step_in_epoch}
             append(self.folder / "metrics.jsonl", {"kind": "matching", **where, **seen})
         return terms
-
-    def _set_rates(self) -> None:
-        factor = self.timeline.lr_factor(self.global_step, self.steps)
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
-
-    def _backward(self, batch: Batch) -> dict[str, float]:
-        """Add up the gradients of all micro-batches; returns the terms of the whole batch."""
-        total: dict[str, Tensor] = {}
-        boxes = max(int(self.ranks.sum(torch.tensor(len(batch.targets)))), 1)
-        parts = micro_batches(batch, self.plan.accumulate)
-        for i, part in enumerate(parts):
-            with self._gradients_stay_here() if i + 1 < len(parts) else nullcontext():
-                terms = self._agreed_losses(part, boxes)
-                loss = torch.stack(list(terms.values())).sum() * self.ranks.world  # gradients are averaged over ranks
-                self.scaler.scale(loss).backward()
-            for name, value in terms.items():
-                total[name] = total.get(name, 0) + value.detach()
-        values = self.ranks.sum(torch.stack(list(total.values()))).tolist()
-        bad = [name for name, value in zip(total, values, strict=True) if not math.isfinite(value)]
-        if bad:
-            raise NonFiniteError(f"The loss is not finite: {', '.join(bad[:6])}.")
-        return dict(zip(total, values, strict=True))
-
-    def _gradients_stay_here(self) -> Any:
-        """A block whose gradients are not yet sent to the other processes."""
-        return self.trained.no_sync() if isinstance(self.trained, DistributedDataParallel) else nullcontext()
-
-    def _agreed_losses(self, batch: Batch, boxes: int) -> dict[str, Tensor]:
-        """The losses of a micro-batch; `NonFiniteError` in every process if they are not finite in one."""
-        terms: dict[str, Tensor] = {}
-        failure = None
-        try:
-            terms = self._losses(batch, boxes)
-        except NonFiniteError as error:
-            failure = error
-        self.ranks.agree(failure)
-        return terms
-
-    def _losses(self, batch: Batch, boxes: int) -> dict[str, Tensor]:
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        mixed = self.precision != torch.float32
-        with torch.autocast(self.device.type, self.precision) if mixed else nullcontext():
-            outputs = self.trained(images, batch.targets)
-        watch = self.scope.watch_for(self.global_step) if self.ranks.main else None
-        return self.criterion(outputs, batch.targets, boxes=boxes, watch=watch, ranks=self.ranks)
-
-    def _apply(self) -> None:
-        """Clip the gradients, step, and let the average follow."""
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip or math.inf)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            grads = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
-            bad = [name for name, grad in grads if not torch.isfinite(grad).all()]
-            raise NonFiniteError(f"The gradient is not finite in {', '.join(bad[:6])}.")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
 
     def _skip(self, batch: Batch, error: NonFiniteError) -> None:
         """The policy for a non-finite step: save its batch for replay and skip it; then roll back; then stop."""
@@ -427,7 +348,7 @@ class Trainer:
         self.rollbacks += 1
         self.skips = 0
         state = checkpoint.load(self.run.last)
-        self._restore_weights(state)
+        self.learner.load_state_dict(state)
         self._note("rolled_back", to_epoch=state["epoch"], to_step=state["step_in_epoch"], **where)
 
     def _too_large(self) -> str:
@@ -464,7 +385,7 @@ class Trainer:
         while True:
             try:
                 return measure(
-                    cast(Detector, self.ema.model),
+                    cast(Detector, self.learner.ema.model),
                     self.splits["val"],
                     size=self.recipe.size,
                     batch=batch,
@@ -482,7 +403,7 @@ class Trainer:
 
     def _return_to_best(self) -> None:
         """Take up the best weights from before the clean stage again, as the published two-stage solver does."""
-        self._restore_weights(checkpoint.load(self.stage1))
+        self.learner.load_state_dict(checkpoint.load(self.stage1))
         self._note("returned_to_best", epoch=self.epoch)
 
     # ------------------------------------------------------------------ state
@@ -523,10 +444,7 @@ class Trainer:
             "categories": self.categories.to_dict(),
             "size": list(self.recipe.size),
             "versions": versions(),
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.learner.state_dict(),
             **{name: getattr(self, name) for name in POSITION},
             "tracker": asdict(self.tracker),
             "probe": self.probe.state_dict(),
@@ -548,7 +466,7 @@ class Trainer:
                 f"now has {len(self.categories)}, or others. Mend the dataset, or start a new run with weights=that "
                 "checkpoint."
             )
-        self._restore_weights(state)
+        self.learner.load_state_dict(state)
         for name in POSITION:
             setattr(self, name, state[name])
         self.tracker = BestTracker(**state["tracker"])
@@ -559,12 +477,6 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if state["rng_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
-
-    def _restore_weights(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
 
     # ------------------------------------------------------------------ surroundings
     def _memory(self) -> float:
@@ -595,74 +507,3 @@ class Trainer:
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-
-
-def expect_equal_shares(batch: int, images: int, processes: int, accumulate: int) -> None:
-    """Raise `RecipeError` unless every one of several processes gets as many images of every batch and micro-batch."""
-    shares = processes * accumulate
-    if processes > 1 and (batch % shares or images < batch):
-        fitting = max(min(batch, images) // shares, 1) * shares
-        raise RecipeError(
-            f"{processes} processes of {accumulate} micro-batch(es) share batches of a multiple of {shares} images, no "
-            f"more than there are to learn from; got batch={batch} and {images} images. Give batch={fitting}, or "
-            f"another multiple of {shares}."
-        )
-
-
-def micro_batches(batch: Batch, count: int) -> list[Batch]:
-    """`batch` cut into at most `count` consecutive parts, images and targets together.
-
-    Their gradients add up to those of the whole batch, exactly for what is normalised by the number of targets. Two
-    things are approximations: batch norms see the statistics of a part, and the size of the union of the layers'
-    matches, which normalises the box losses, is taken from the part in proportion to its targets.
-    """
-    if count == 1:
-        return [batch]
-    parts, t = [], batch.targets
-    for rows in np.array_split(np.arange(len(batch)), min(count, len(batch))):
-        first, end = int(rows[0]), int(rows[-1]) + 1
-        mine = (t.image >= first) & (t.image < end)
-        targets = Targets(t.image[mine] - first, t.labels[mine], t.boxes[mine])
-        parts.append(Batch(batch.images[first:end], targets, batch.ids[first:end], batch.names[first:end]))
-    return parts
-
-
-def usable(dataset: Dataset, on_problem: str) -> Dataset:
-    """The dataset as it may be trained on; raises `DataError` if it may not.
-
-    Images that have errors are left out with on_problem="skip", and are themselves the error with "refuse".
-    """
-    if dataset.train is None:
-        raise DataError(f"{dataset!r} has no train split to learn from.")
-    parts: dict[str, Any] = {}
-    for split in (dataset.train, dataset.val):
-        errors = [p for p in split.problems if p.severity == "error"] if split is not None else []
-        if split is None or not errors:
-            continue
-        if on_problem == "refuse":
-            raise DataError(
-                f"The {split.name} split has {len(errors)} problem(s), the first: {errors[0]} "
-                "`deimkit doctor` lists all with their remedy; on_problem='skip' trains without them."
-            )
-        parts[split.name] = split.without(errors)
-    if not len(parts.get("train", dataset.train).boxes):
-        raise DataError(
-            f"The train split of {dataset!r} has no box to learn from; `deimkit doctor` looks at all of it."
-        )
-    empty = [name for name, split in parts.items() if not len(split)]
-    if empty:
-        raise DataError(f"All images of the {empty[0]} split have problems; `deimkit doctor` lists them.")
-    return replace(dataset, **parts)
-
-
-def culprit(split: Split, error: DataError) -> Id | None:
-    """The id of the image of `split` that cannot be read: errors about a file begin with its path."""
-    said = str(error)
-    return next((id_ for id_, path in zip(split.ids, split.paths, strict=True) if said.startswith(f"{path} ")), None)
-
-
-def versions() -> dict[str, str]:
-    """What trained, for the record."""
-    from deimkit import __version__
-
-    return {"deimkit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}

@@ -31,7 +31,8 @@ class SumOverRanks(torch.autograd.Function):
 class SharedNorm(nn.BatchNorm2d):
     """A batch norm whose mean and variance are those of every process's maps (N, C, h, w), of the same size each.
 
-    For CPUs; on GPUs torch has `SyncBatchNorm`. In evaluation it is a plain batch norm.
+    For CPUs; on GPUs torch has `SyncBatchNorm`. In evaluation it is a plain batch norm. Like all norms here, it has a
+    weight, a bias and a momentum.
     """
 
     world: int
@@ -40,20 +41,18 @@ class SharedNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = SumOverRanks.apply(wide.mean((0, 2, 3))) / self.world
         centred = wide - mean[:, None, None]
         var = SumOverRanks.apply(centred.square().mean((0, 2, 3))) / self.world
         with torch.no_grad():
             n = self.world * x.numel() / x.shape[1]
-            momentum = self.momentum if self.momentum is not None else 0.1
-            self.running_mean.lerp_(mean.detach(), momentum)
-            self.running_var.lerp_(var.detach() * (n / max(n - 1, 1)), momentum)
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(var.detach() * (n / max(n - 1, 1)), self.momentum)
             self.num_batches_tracked.add_(1)
         y = centred * (var + self.eps).rsqrt()[:, None, None]
-        if self.affine:
-            y = y * self.weight[:, None, None] + self.bias[:, None, None]
-        return y.to(x.dtype)
+        return (y * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def share_norms(model: nn.Module, ranks: Ranks) -> None:

@@ -53,12 +53,12 @@ class Hungarian:
         """
         order = targets.image.argsort(stable=True)
         queries = sum(output.preds.boxes.shape[1] for output in outputs)
-        tables = [torch.empty(0, 1 + queries)]
+        tables = [torch.empty(0, 2 + queries, device=order.device)]
         for rows in order.split(max(CELLS // max(queries, 1), 1)):
             cost = self.cost(outputs, targets, rows)
-            image = targets.image[rows, None].to(cost.dtype)
-            tables.append(torch.cat([image, cost], 1).cpu())  # side by side: all that is copied from the device
-        return _solve(outputs, torch.cat(tables).numpy(), order.cpu())
+            known = torch.stack([targets.image[rows], rows], 1).to(cost.dtype)
+            tables.append(torch.cat([known, cost], 1))
+        return _solve(outputs, torch.cat(tables).cpu().numpy())  # side by side: one copy from the device
 
     def cost(self, outputs: Sequence[Output], targets: Targets, rows: Tensor) -> Tensor:
         """What it costs to give some targets to the queries of their own image.
@@ -100,9 +100,12 @@ def _columns(boxes: Tensor, image: Tensor) -> Tensor:
     return boxes.movedim(-1, 0).contiguous().index_select(1, image)
 
 
-def _solve(outputs: Sequence[Output], table: NDArray[np.float32], order: Tensor) -> list[Match]:
-    """The cheapest assignment in every image; table (N, 1 + T): a target's image, then what it costs each query."""
-    image, cost = table[:, 0].astype(np.int64), table[:, 1:]
+def _solve(outputs: Sequence[Output], table: NDArray[np.float32]) -> list[Match]:
+    """The cheapest assignment in every image.
+
+    table (N, 2 + T), by image: the image of a target, its row in `Targets`, then what it costs each query.
+    """
+    image, target, cost = *table[:, :2].T.astype(np.int64), table[:, 2:]
     images = list(pairwise([*np.flatnonzero(np.diff(image, prepend=-1)), len(image)]))  # first and last row of each
     queries = list(pairwise(accumulate([output.preds.boxes.shape[1] for output in outputs], initial=0)))
     finite = np.isfinite(cost)
@@ -120,7 +123,7 @@ def _solve(outputs: Sequence[Output], table: NDArray[np.float32], order: Tensor)
             row, query = linear_sum_assignment(cost[start:end, slice(*columns)])
             pairs.append(np.stack([row + start, query]))
         row, query = np.concatenate(pairs, 1)
-        return Match(torch.from_numpy(image[row]), torch.from_numpy(query), order[torch.from_numpy(row)])
+        return Match(*map(torch.from_numpy, (image[row], query, target[row])))
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # scipy lets go of the interpreter lock
         return list(pool.map(solve, queries) if cost.size > ALONE else map(solve, queries))

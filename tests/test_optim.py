@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,22 @@ def test_ema_of_a_timeline() -> None:
     clock = Timeline().scaled_to(12, 100)
     ema = EMA.of(nn.Linear(1, 1), clock)
     assert (ema.decay, ema.ramp) == (clock.ema_decay, clock.ema_ramp)
+
+
+def test_a_state_goes_on_as_is_right_for_the_device() -> None:
+    """What a fused optimiser wrote, as on a GPU, is taken up by one that is not, and the other way round."""
+    torch.manual_seed(0)
+    a, b = nn.Linear(3, 2), nn.Linear(3, 2)
+    plain, fused = Optim().build(a), Optim().build(b)
+    for group in fused.param_groups:
+        group["fused"] = True  # as `build` does where all is on a GPU
+    fused.defaults["fused"] = True
+    for model, optimizer in ((a, plain), (b, fused)):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    for source, target, own in ((plain, fused, True), (fused, plain, None)):
+        target.load_state_dict(deepcopy(source.state_dict()))
+        assert [group["fused"] for group in target.param_groups] == [own] * len(target.param_groups)
+        target.step()
+    steps = [float(state["step"]) for optimizer in (plain, fused) for state in optimizer.state.values()]
+    assert steps == [3.0, 3.0, 2.0, 2.0], "each took up what the other had, and went on"

@@ -114,14 +114,19 @@ class Optim:
         return groups
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
-        """The optimiser of `model`, which must already be on its device; fused where all of it is on a GPU."""
+        """The optimiser of `model`, which must already be on its device; fused where all of it is on a GPU.
+
+        A state that it loads may come from another kind of device: it goes on as is right for this one.
+        """
         groups = self.parameter_groups(model)
         for group in groups:
             del group["param_names"]
         on_gpu = all(p.is_cuda for group in groups for p in group["params"])
-        return torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=on_gpu or None
         )
+        optimizer.register_load_state_dict_pre_hook(_as_built)
+        return optimizer
 
     def scaled_to_batch(self, published: int, batch: int) -> Optim:
         """Both rates for another batch than the one of `published` images that they were made for.
@@ -137,6 +142,12 @@ class Optim:
     def times(self, factor: float) -> Optim:
         """Both rates `factor` times as high."""
         return replace(self, lr=self.lr * factor, backbone_lr=self.backbone_lr * factor)
+
+
+def _as_built(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state with this optimiser's own way to compute a step, which also says where its step counts must be."""
+    ours = {"fused": optimizer.defaults["fused"], "foreach": optimizer.defaults["foreach"]}
+    return {**state, "param_groups": [{**group, **ours} for group in state["param_groups"]]}
 
 
 def parameter_kinds(model: nn.Module) -> Iterator[tuple[str, str]]:

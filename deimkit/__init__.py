@@ -26,7 +26,10 @@ _HOME = {
     "doctor": "data.doctor",
     "evaluate": "api",
     "load": "api",
+    "prepare": "api",
+    "profile": "api",
     "rehearse": "api",
+    "replay": "api",
     "resume": "api",
     "train": "api",
 }
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
     from deimkit.api import build as build
     from deimkit.api import evaluate as evaluate
     from deimkit.api import load as load
+    from deimkit.api import prepare as prepare
+    from deimkit.api import profile as profile
     from deimkit.api import rehearse as rehearse
+    from deimkit.api import replay as replay
     from deimkit.api import resume as resume
     from deimkit.api import train as train
     from deimkit.data.dataset import CategoryMap as CategoryMap

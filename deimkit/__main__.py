@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch.distributed import is_torchelastic_launched
 
 import deimkit as dk
 from deimkit.errors import DeimkitError
@@ -45,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", help="name of a recipe (deimkit recipes)")
     sub.add_argument("--data", required=True, help="a dataset's folder or file, or synthetic: a hundred images will do")
     sub.add_argument("--steps", type=int, default=20, help="in all stages together")
-    sub.add_argument("--rehearsed", type=int, metavar="N", help="images per step of the dry run, on one device")
+    sub.add_argument(
+        "--rehearsed", type=share, metavar="N", help="images per step of the dry run, on one device; or: largest"
+    )
     sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     sub.add_argument("--batch", type=int, help="images per step of the whole training (default: the recipe's)")
@@ -54,6 +60,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--epochs", type=int, help="of the whole training (default: the recipe's)")
     sub.add_argument("--devices", type=int, help="that share the batch (default: all there are)")
     sub.add_argument("--workers", type=int, help="loader processes (default: what suits this machine)")
+
+    sub = command("profile", run_profile, "take a few steps apart: where their time and memory go, and what to change")
+    sub.add_argument("recipe", help="name of a recipe (deimkit recipes)")
+    sub.add_argument("--data", required=True, help="a dataset's folder or file, or synthetic: a hundred images will do")
+    sub.add_argument("--steps", type=int, default=20, help="in all stages together")
+    sub.add_argument("--batch", type=int, help="images per step (default: what one GPU here gets, 2 on a CPU)")
+    sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    sub.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
+    sub.add_argument("--workers", type=int, help="loader processes (default: what suits this machine)")
+    sub.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
+    sub.add_argument("--compile", action="store_true", help="measure compiled steps too, once they are compiled")
+    sub.add_argument("--trace", metavar="FILE", help="write what the profiler saw, for Perfetto or chrome://tracing")
 
     sub = command("train", run_train, "train a recipe on a dataset")
     sub.add_argument("recipe", nargs="?", help="name of a recipe (deimkit recipes)")
@@ -68,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--wait", action=argparse.BooleanOptionalAction, default=True, help="--no-wait: train in the background"
     )
+    sub.add_argument("--prepare", action="store_true", help="only write the run's folder, for deimkit sbatch")
     sub.add_argument(
         "--resume", metavar="RUN", help="continue this run from its last checkpoint (--data: on this data)"
     )
@@ -76,14 +96,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--devices", type=int, default=1, help="processes on this machine that share a batch, one per GPU")
     sub.add_argument("--nodes", type=int, default=1, help="machines that do; the same command on each")
-    sub.add_argument("--rdzv", metavar="HOST:PORT", help="where the machines meet")
+    sub.add_argument("--rdzv", metavar="HOST:PORT", help="where the machines meet (a job of Slurm finds it itself)")
     sub.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
     sub.add_argument("--workers", type=int, help="loader processes")
-    sub.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
+    sub.add_argument(
+        "--accumulate", type=parts, default=1, metavar="N", help="micro-batches per step, or auto: as memory requires"
+    )
+    sub.add_argument(
+        "--compile", action="store_true", help="let torch compile the detector; `profile --compile` measures"
+    )
+    sub.add_argument("--deterministic", action="store_true", help="the same bits every time on a GPU too, but slower")
+    logged = "show the run in tensorboard, wandb or mlflow too; may be given several times"
+    sub.add_argument("--logger", action="append", default=[], metavar="NAME", help=logged)
     sub.add_argument("--patience", type=int, help="stop after so many epochs without a better AP")
     sub.add_argument("--evaluate-every", type=int, default=1, metavar="EPOCHS")
     sub.add_argument("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch too")
     sub.add_argument("--on-problem", default="refuse", choices=("refuse", "skip"), help="images the doctor finds wrong")
+
+    sub = command("sbatch", run_sbatch, "write the job of Slurm that trains a run, as often as it takes to finish it")
+    sub.add_argument("folder", metavar="RUN", help="a run's folder (deimkit train ... --prepare)")
+    sub.add_argument("--time", default="24:00:00", metavar="[DAYS-]HH:MM:SS", help="of one job (default: 24:00:00)")
+    sub.add_argument("--partition")
+    sub.add_argument("--account")
+    sub.add_argument("--cpus", type=int, help="cores of each node (default: what its processes and their loaders need)")
+    sub.add_argument("--notice", type=int, default=300, help="seconds before the end to save and leave (default: 300)")
+    sub.add_argument("--line", action="append", default=[], help="another option of sbatch, as --line=--mem=200G")
 
     sub = command("eval", run_eval, "measure a run or a checkpoint on a dataset: COCO's twelve numbers, and per class")
     sub.add_argument(
@@ -107,6 +144,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", help="a file, an address or a name (deimkit weights), when RUN is a recipe's")
     sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
     sub.add_argument("--device", default="auto")
+
+    sub = command("replay", run_replay, "try the batch of a step that was not finite again, and say what is wrong")
+    sub.add_argument("file", help="RUN/replay/.../epoch0_step1.pt, as the run's log says")
+    sub.add_argument("--device", help="default: that of then, if it is here")
+    sub.add_argument("--precision", choices=("bf16", "fp16", "fp32"), help="default: that of then")
 
     sub = command("doctor", run_doctor, "list what is wrong with a dataset, with the remedy")
     sub.add_argument("data")
@@ -201,11 +243,33 @@ def run_rehearse(args: argparse.Namespace) -> tuple[int, Any]:
     said = {"hours": forecast.hours, "low": low, "high": high, "stages": stages}
     said |= {"evaluation_hours": forecast.evaluation / 3600, "devices": forecast.devices, "workers": forecast.workers}
     measured = {"recipe": args.recipe, "device": dry.device, "rehearsed": dry.batch, "memory": dry.memory}
+    measured |= {"fit": None if dry.fit is None else vars(dry.fit)}
     return 0, measured | {"images": images, "epochs": forecast.recipe.timeline.total, "disk": forecast.disk} | said
+
+
+def run_profile(args: argparse.Namespace) -> tuple[int, Any]:
+    """Take a few steps apart, and say what to change."""
+    found = dk.profile(
+        args.recipe,
+        args.data,
+        steps=args.steps,
+        batch=args.batch,
+        size=pair(args.size),
+        device=args.device,
+        compile=args.compile,
+        trace=args.trace,
+        precision=args.precision,
+        workers=args.workers,
+        accumulate=args.accumulate,
+    )
+    print(found)
+    return 0, found.to_dict()
 
 
 def run_train(args: argparse.Namespace) -> tuple[int, Any]:
     """Train, or resume."""
+    if args.resume and args.prepare:
+        raise DeimkitError("--prepare writes a new run, and --resume goes on with one: give only one of them.")
     if args.resume:
         run = dk.resume(args.resume, wait=args.wait, dataset=dk.Dataset.open(args.data) if args.data else None)
     else:
@@ -213,7 +277,8 @@ def run_train(args: argparse.Namespace) -> tuple[int, Any]:
             raise DeimkitError(
                 "train needs a recipe and --data (or --resume RUN). For example: deimkit train tiny --data synthetic"
             )
-        run = dk.train(
+        begin = dk.prepare if args.prepare else partial(dk.train, wait=args.wait)
+        run = begin(
             args.recipe,
             args.data,
             out=args.out or f"runs/{args.recipe}",
@@ -223,11 +288,13 @@ def run_train(args: argparse.Namespace) -> tuple[int, Any]:
             lr=args.lr,
             device=args.device,
             seed=args.seed,
-            wait=args.wait,
             weights=args.weights,
             precision=args.precision,
             workers=args.workers,
             accumulate=args.accumulate,
+            deterministic=args.deterministic,
+            compile=args.compile,
+            loggers=tuple(args.logger),
             patience=args.patience,
             evaluate_every=args.evaluate_every,
             save_every=args.save_every,
@@ -236,16 +303,36 @@ def run_train(args: argparse.Namespace) -> tuple[int, Any]:
             nodes=args.nodes,
             rdzv=args.rdzv,
         )
-    best = max(run.metrics("epoch"), key=lambda row: row["AP"] or 0, default={})
+    best = max(run.rows("epoch"), key=lambda row: row["AP"] or 0, default={})
     if not Ranks.join().main:
         pass  # the first process speaks for all
+    elif args.prepare:
+        print(f"ready to train in {run.folder}")
     elif not args.wait:
         print(f"training in {run.folder}; its output is in {run.folder / 'log.txt'}")
     elif best:
         print(table(best))
         print(f"report: {run.report}")
-    status = 0 if run.finished or not args.wait else INTERRUPTED
+    as_asked = run.finished or args.prepare or not args.wait
+    status = 0 if as_asked or is_torchelastic_launched() else INTERRUPTED  # torchrun starts what seems lost again
     return status, {"run": run.folder, "state": run.state, "report": run.report, **numbers(best)}
+
+
+def run_replay(args: argparse.Namespace) -> tuple[int, Any]:
+    """Try a batch again; the exit status is 0 whether it is finite now or not."""
+    again = dk.replay(args.file, device=args.device, precision=args.precision)
+    print(again)
+    said = {"then": again.noted, "now": again.now, "reproduced": again.reproduced, "module": again.finding.module}
+    return 0, said | {"at_fault": again.finding.images, "device": again.device, "precision": again.precision}
+
+
+def run_sbatch(args: argparse.Namespace) -> tuple[int, Any]:
+    """Write a run's job, and say how to queue it."""
+    job = dk.Run(args.folder).sbatch(
+        args.time, args.partition, args.account, cpus=args.cpus, notice=args.notice, lines=args.line
+    )
+    print(f"queue it with: sbatch {shlex.quote(str(job))}")
+    return 0, {"job": job}
 
 
 def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
@@ -366,6 +453,16 @@ def claims(paper: dk.recipes.Paper) -> str:
     """The six APs of a paper as fractions, named and aligned as in `table`."""
     values = {name: getattr(paper, name.lower()) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     return "  ".join(f"{name} {number(v and v / 100)}" for name, v in values.items())
+
+
+def share(text: str) -> Any:
+    """The images of a device from the command line: how many, or as many as there is memory for."""
+    return text if text == "largest" else int(text)
+
+
+def parts(text: str) -> Any:
+    """Micro-batches of a step from the command line: how many, or as many as memory requires."""
+    return text if text == "auto" else int(text)
 
 
 def pair(size: list[int] | None) -> int | tuple[int, int] | None:

@@ -1,12 +1,13 @@
-"""The verbs of deimkit: build, load, rehearse, train, evaluate."""
+"""The verbs of deimkit: build, load, rehearse, profile, prepare, train, resume, replay, evaluate."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,12 +20,18 @@ from deimkit.models.detector import Detector
 from deimkit.ranks import Ranks
 from deimkit.recipes.recipe import Recipe, as_size
 from deimkit.training import checkpoint
+from deimkit.training import replay as replays
 from deimkit.training.claim import Claim
-from deimkit.training.machine import pick_device, pick_precision
+from deimkit.training.learner import Learner
+from deimkit.training.loggers import expect_loggers
+from deimkit.training.machine import has_device, pick_device, pick_precision
+from deimkit.training.memory import largest_fit
+from deimkit.training.profile import Profile, profile_steps
 from deimkit.training.progress import Progress, Silent
 from deimkit.training.ready import expect_equal_shares, usable
 from deimkit.training.rehearsal import Rehearsal
 from deimkit.training.rehearsal import rehearse as measured_steps
+from deimkit.training.replay import Replay
 from deimkit.training.run import Plan, Run
 from deimkit.training.trainer import Trainer
 from deimkit.weights import sources
@@ -119,41 +126,83 @@ def train(
     """
     folder, ranks = Path(out), Ranks.join()
     shown = Progress() if progress and ranks.main else Silent()
-
-    def begin() -> Dataset:
-        refuse_used(folder)
-        dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-        planned = make_plan(
-            data=str(dataset.source),
-            fingerprint=dataset.fingerprint(),
-            device=device,
-            seed=seed,
-            weights=weights and weight_file(weights, as_recipe(recipe), shown),
-            **plan,
-        )
-        if dataset is data and (not wait or planned.processes > 1):
-            _same_data(planned)  # another process cannot be handed a value, it opens the source
-        pick_precision(planned.precision, pick_device(device))
-        learned = usable(dataset, planned.on_problem)
-        fitted = as_recipe(recipe).fit_to(learned, epochs=epochs, batch=batch, size=size, lr=lr)
-        expect_equal_shares(fitted.batch, len(learned.train or ()), planned.processes, planned.accumulate)
-        text = recipes.to_python(fitted)
-        recipes.parse(text)  # a recipe that could not be read back could not be resumed either
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.py").write_text(text, encoding="utf-8")
-        planned.write(folder)
-        return dataset
-
-    begun = ranks.restarted and (folder / "run.json").is_file()
-    dataset = None if begun else ranks.once(begin)
+    fit = {"epochs": epochs, "batch": batch, "size": size, "lr": lr}
+    options = {"device": device, "seed": seed, "weights": weights, **plan}
+    begun = ranks.most(int(ranks.restarted)) > 0 and (folder / "run.json").is_file()  # each machine counts its own
+    dataset = None if begun else ranks.once(partial(_begin, folder, recipe, data, fit, options, shown, wait=wait))
     return resume(folder, wait=wait, progress=progress, dataset=dataset if wait and not ranks.many else None)
+
+
+def prepare(
+    recipe: str | Recipe,
+    data: str | Path | Dataset,
+    out: str | Path,
+    epochs: int | None = None,
+    batch: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    lr: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: bool = True,
+    weights: str | Path | Run | None = None,
+    **plan: Any,
+) -> Run:
+    """Write the folder of a run as `train` does, and leave its training to a job (`Run.sbatch`) or to `resume(out)`.
+
+    Arguments and errors are those of `train`, but it is no matter what this machine lacks: a GPU, or the `rdzv` for
+    several `nodes`, which a job of Slurm does without.
+    """
+    fit = {"epochs": epochs, "batch": batch, "size": size, "lr": lr}
+    options = {"device": device, "seed": seed, "weights": weights, **plan}
+    _begin(Path(out), recipe, data, fit, options, Progress() if progress else Silent(), elsewhere=True)
+    return Run(out)
+
+
+def _begin(
+    folder: Path,
+    recipe: str | Recipe,
+    data: str | Path | Dataset,
+    fit: dict[str, Any],
+    options: dict[str, Any],
+    shown: Progress,
+    wait: bool = False,
+    elsewhere: bool = False,
+) -> Dataset:
+    """Write the folder of a run, or raise and write nothing; returns what it learns from.
+
+    fit: for `Recipe.fit_to`. options: for `make_plan`. wait: whether this process trains, where one does. elsewhere:
+    whether another machine does.
+    """
+    refuse_used(folder)
+    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    weights = options["weights"]
+    planned = make_plan(
+        data=str(dataset.source),
+        fingerprint=dataset.fingerprint(),
+        **options | {"weights": weights and weight_file(weights, as_recipe(recipe), shown)},
+    )
+    if dataset is data and not (wait and planned.processes == 1):
+        _same_data(planned)  # another process cannot be handed a value, it opens the source
+    if not elsewhere:
+        planned.expect_meeting()
+        expect_loggers(planned.loggers)
+        pick_precision(planned.precision, pick_device(planned.device))
+    learned = usable(dataset, planned.on_problem)
+    fitted = as_recipe(recipe).fit_to(learned, **fit)
+    expect_equal_shares(fitted.batch, len(learned.train or ()), planned.processes, planned.parts)
+    text = recipes.to_python(fitted)
+    recipes.parse(text)  # a recipe that could not be read back could not be resumed either
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.py").write_text(text, encoding="utf-8")
+    planned.write(folder)
+    return dataset
 
 
 def rehearse(
     recipe: str | Recipe,
     data: str | Path | Dataset,
     steps: int = 20,
-    batch: int | None = None,
+    batch: int | Literal["largest"] | None = None,
     size: int | tuple[int, int] | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -164,26 +213,71 @@ def rehearse(
 
     `rehearse(...).forecast(images, val_images)` says what the whole training will take. data: a dataset like the one to
     come; a hundred images will do. batch: images per step on one device; by default the share of the recipe's that one
-    of the GPUs here gets, and 2 on a CPU. weights: as in `train`. Further options are the fields of `Plan`. Raises what
-    `train` raises, so that a batch that does not fit into memory is known beforehand, or a file that cannot be read
-    among the images it takes (`doctor` looks at all).
+    of the GPUs here gets, and 2 on a CPU; "largest": as many of that share as there is memory for in its heaviest
+    steps, and the `fit` of what is returned says in how many micro-batches it then trains. weights: as in `train`.
+    Further options are the fields of `Plan`. Raises what `train` raises, so that a batch that does not fit into memory
+    is known beforehand, or a file that cannot be read among the images it takes (`doctor` looks at all).
     """
+    if isinstance(batch, str) and batch != "largest":
+        raise RecipeError(f"batch is a number of images or 'largest'; got {batch!r}.")
+    options = {"device": device, "seed": seed, "weights": weights, **plan}
+    whole, planned, dataset, devices = _dry(recipe, data, size, options)
+    room = largest_fit(whole, planned, dataset, devices) if batch == "largest" else None
+    if room is not None:
+        batch = room.images
+    elif batch is None:
+        batch = _images_at_once(whole, planned, devices)
+    with TemporaryDirectory() as folder:
+        return replace(measured_steps(whole, int(batch), planned, dataset, Path(folder), steps), fit=room)
+
+
+def profile(
+    recipe: str | Recipe,
+    data: str | Path | Dataset,
+    steps: int = 20,
+    batch: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    weights: str | Path | Run | None = None,
+    compile: bool = False,
+    trace: str | Path | None = None,
+    **plan: Any,
+) -> Profile:
+    """Take a few real steps of every stage of a recipe apart: where their time and memory go, and what to change.
+
+    `print(profile(...))` is the whole report, and its `advice` the last part of it. compile: measure compiled steps
+    beside the others. trace: a file for what torch's profiler saw, to open in chrome://tracing or Perfetto. Everything
+    else is as for `rehearse`, but that images are loaded by as many processes as in a training (workers).
+    """
+    options = {"device": device, "seed": seed, "weights": weights, **plan}
+    whole, planned, dataset, devices = _dry(recipe, data, size, options)
+    batch = _images_at_once(whole, planned, devices) if batch is None else batch
+    with TemporaryDirectory() as folder:
+        return profile_steps(
+            whole, batch, planned, dataset, Path(folder), steps, compile, None if trace is None else Path(trace)
+        )
+
+
+def _dry(
+    recipe: str | Recipe, data: str | Path | Dataset, size: int | tuple[int, int] | None, options: dict[str, Any]
+) -> tuple[Recipe, Plan, Dataset, int]:
+    """What a dry run takes: the recipe at that size, its plan, what it learns from, and how many devices are here."""
     dataset, whole = data if isinstance(data, Dataset) else Dataset.open(data), as_recipe(recipe)
+    weights = options["weights"]
     planned = make_plan(
-        data=str(dataset.source),
-        device=device,
-        seed=seed,
-        weights=weights and weight_file(weights, whole, Silent()),
-        **plan,
+        data=str(dataset.source), **options | {"weights": weights and weight_file(weights, whole, Silent())}
     )
     if planned.processes > 1:
         raise RecipeError("A dry run measures one device; ask its forecast(devices=...) about several.")
-    dataset, chosen = usable(dataset, planned.on_problem), pick_device(device)
+    dataset, chosen = usable(dataset, planned.on_problem), pick_device(planned.device)
     whole = whole if size is None else whole.fit_to(whole.batch * whole.timeline.steps_per_epoch, size=size)
-    if batch is None:
-        batch = max(whole.batch // torch.cuda.device_count(), 1) if chosen.type == "cuda" else 2
-    with TemporaryDirectory() as folder:
-        return measured_steps(whole, batch, planned, dataset, Path(folder), steps)
+    return whole, planned, dataset, torch.cuda.device_count() if chosen.type == "cuda" else 1
+
+
+def _images_at_once(recipe: Recipe, plan: Plan, devices: int) -> int:
+    """The share of a recipe's batch that one of so many GPUs gets, or two on a CPU."""
+    return max(recipe.batch // devices, 1) if pick_device(plan.device).type == "cuda" else 2
 
 
 def resume(folder: str | Path | Run, wait: bool = True, progress: bool = True, dataset: Dataset | None = None) -> Run:
@@ -197,14 +291,9 @@ def resume(folder: str | Path | Run, wait: bool = True, progress: bool = True, d
     if run.finished and run.pid is None:
         shown.line(f"{run.folder} is finished: nothing is left to train.")
         return run
+    if dataset is not None:
+        ranks.once(partial(_go_on_with, dataset, run, by_itself=not wait))
     plan = Plan.read(run.folder)
-    if dataset is not None and plan.fingerprint != dataset.fingerprint():
-        plan = replace(plan, data=str(dataset.source), fingerprint=dataset.fingerprint())
-        with Claim(run.folder):
-            if not wait:
-                _same_data(plan)
-            plan.write(run.folder)
-            run.note("other data", data=plan.data, fingerprint=plan.fingerprint)
     if not wait:
         return run.start()
     if plan.processes > 1 and not ranks.many:
@@ -220,6 +309,38 @@ def resume(folder: str | Path | Run, wait: bool = True, progress: bool = True, d
         if ranks.main:
             report_run(run, dataset)
     return run
+
+
+def replay(file: str | Path, device: str | None = None, precision: str | None = None) -> Replay:
+    """Try the batch of a step that was not finite again, with the weights of that moment, and say what is wrong.
+
+    file: below the folder replay of a run, as its events and its log say. device, precision ("bf16", "fp16", "fp32"):
+    by default those of then; where this machine has no such device, the best it has. Of several processes each kept its
+    own share of the batch, and here batch norms see that share alone. Raises `CheckpointError`.
+    """
+    state = replays.read(Path(file))
+    chosen = pick_device(device or (state["device"] if has_device(state["device"]) else "auto"))
+    dtype = getattr(torch, state["precision"]) if precision is None else pick_precision(precision, chosen)
+    recipe = recipes.parse(state["recipe"])
+    with torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []):
+        model = recipe.build(CategoryMap.from_dict(state["categories"])).to(chosen)
+        return replays.try_again(Learner(recipe, model, dtype, state["accumulate"]), state)
+
+
+def _go_on_with(dataset: Dataset, run: Run, by_itself: bool) -> None:
+    """Write into the plan of a run that it goes on with this dataset, if that is not the one it began with.
+
+    by_itself: the run will open it at its source, so that must hold the same.
+    """
+    plan = Plan.read(run.folder)
+    if plan.fingerprint == dataset.fingerprint():
+        return
+    plan = replace(plan, data=str(dataset.source), fingerprint=dataset.fingerprint())
+    with Claim(run.folder):
+        if by_itself:
+            _same_data(plan)
+        plan.write(run.folder)
+        run.note("other data", data=plan.data, fingerprint=plan.fingerprint)
 
 
 def _same_data(plan: Plan) -> Dataset:

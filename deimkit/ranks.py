@@ -19,6 +19,7 @@ from deimkit.errors import DeimkitError
 
 T = TypeVar("T")
 _stores: list[dist.Store] = []  # where the processes leave notes, once they have joined
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # "1" lets torchrun begin every attempt with a store of its own
 TIMEOUT = 1800.0  # seconds that one process waits for the others; DEIMKIT_TIMEOUT says otherwise
 
 
@@ -45,8 +46,8 @@ class Ranks:
         if not dist.is_initialized():
             patience = timedelta(seconds=float(os.environ.get("DEIMKIT_TIMEOUT", TIMEOUT)))
             store, rank, world = next(dist.rendezvous("env://", timeout=patience))
-            attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
-            store = dist.PrefixStore(f"attempt {attempt}", store)  # it knows where the lost ones listened, too
+            if os.environ.get(NEW_STORE) != "1":  # then this one knows where those listened that were lost, too
+                store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
             _stores[:] = [store]
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",

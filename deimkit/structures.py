@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deimkit.errors import DataError
+from deimkit.errors import DataError, NonFiniteError
 
 
 class _Shapes:
@@ -69,7 +69,10 @@ class Targets(_Shapes):
         )
 
     def check(self, images: int, classes: int, names: list[str] | None = None) -> Targets:
-        """Return self if a detector of `classes` classes can learn from it; raise `DataError` naming the box if not."""
+        """Return self if a detector of `classes` classes can learn from it.
+
+        Raises `DataError` naming the box if not, `NonFiniteError` if that is because it is not finite.
+        """
         n = len(self.labels)
         if self.boxes.shape != (n, 4) or self.image.shape != (n,):
             raise DataError(
@@ -79,35 +82,36 @@ class Targets(_Shapes):
         if n == 0:
             return self
 
+        out = (self.image < 0) | (self.image >= images)
+        bad = (~torch.isfinite(self.boxes)).any(1)
+        off = ((self.boxes < 0) | (self.boxes > 1)).any(1)
+        wrong = (self.labels < 0) | (self.labels >= classes)
+        if not (out | bad | off | wrong).any():  # all in one question, as each waits for a GPU
+            return self
+
         def where(row: int) -> str:
             i = int(self.image[row])
             return f"box {row} of image {i}" + (f" ({names[i]!r})" if names and 0 <= i < len(names) else "")
 
-        out = (self.image < 0) | (self.image >= images)
         if out.any():
             row = int(out.nonzero()[0])
             raise DataError(f"Targets.image must be in [0, {images}); got {int(self.image[row])} at row {row}.")
-        bad = (~torch.isfinite(self.boxes)).any(1)
         if bad.any():
             row = int(bad.nonzero()[0])
-            raise DataError(
+            raise NonFiniteError(
                 f"Targets.boxes must be finite; got {self.boxes[row].tolist()} in {where(row)}. Run `deimkit doctor`."
             )
-        off = ((self.boxes < 0) | (self.boxes > 1)).any(1)
         if off.any():
             row = int(self.boxes.abs().amax(1).argmax()) if bool((self.boxes > 1).any()) else int(off.nonzero()[0])
             raise DataError(
                 f"Targets.boxes must be cxcywh in [0, 1]; got {self.boxes[row].tolist()} in {where(row)}. "
                 "Pixels? Divide by the image size."
             )
-        wrong = (self.labels < 0) | (self.labels >= classes)
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise DataError(
-                f"Targets.labels must be class indices in [0, {classes}); got {int(self.labels[row])} in {where(row)}. "
-                "Dataset category ids become indices through the CategoryMap."
-            )
-        return self
+        row = int(wrong.nonzero()[0])
+        raise DataError(
+            f"Targets.labels must be class indices in [0, {classes}); got {int(self.labels[row])} in {where(row)}. "
+            "Dataset category ids become indices through the CategoryMap."
+        )
 
 
 @dataclass(repr=False)

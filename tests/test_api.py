@@ -70,7 +70,7 @@ def test_a_run_is_trained_loaded_and_measured(run, data):
     for same in (run.folder, str(run.folder), run.best):
         assert all(torch.equal(x, y) for x, y in zip(model.parameters(), dk.load(same).parameters(), strict=True))
     stats = dk.evaluate(run, data.val, device="cpu")
-    (epoch,) = run.metrics("epoch")
+    (epoch,) = run.rows("epoch")
     assert stats["AP"] == epoch["AP"] == dk.evaluate(model, data.val)["AP"]
     assert set(stats["per_class"]) == set(data.categories.names)
     assert dk.evaluate(run.folder, data.val, size=96, batch=1, device="cpu", backend="pycocotools")["AP"] >= 0
@@ -172,7 +172,7 @@ def test_a_dataset_of_extremes_from_training_to_prediction(tmp_path):
     run = dk.train(MICRO, data, out=tmp_path / "run", epochs=4, batch=2, device="cpu", workers=0, progress=False)
     assert run.finished and run.report.is_file()
     assert {row["event"] for row in run.events()} <= {"started", "returned_to_best", "finished"}  # nothing was skipped
-    assert all(row["loss"] > 0 for row in run.metrics("step"))
+    assert all(row["loss"] > 0 for row in run.rows("step"))
     assert 0 <= dk.evaluate(run, data.val, device="cpu")["AP"] <= 1
     for path, found in zip(data.val.paths, dk.load(run).predict(data.val.paths, threshold=0.0), strict=True):
         height, width = shapes[path.name]
@@ -186,7 +186,7 @@ def test_real_images_are_learned_and_predicted(shared, tmp_path):
     cells = Dataset.open(shared / "data" / "bccd")
     few = replace(cells, train=cells.train.take(range(8)), val=cells.val.take(range(4)))
     run = dk.train(MICRO, few, out=tmp_path, epochs=2, batch=4, size=96, device="cpu", workers=0, progress=False)
-    assert run.finished and set(run.metrics("epoch")[-1]["per_class"]) == {"RBC", "WBC", "Platelets"}
+    assert run.finished and set(run.rows("epoch")[-1]["per_class"]) == {"RBC", "WBC", "Platelets"}
     found = dk.load(run).predict(cells.val.paths[0], threshold=0.0)
     assert len(found) and set(found.names) <= {"RBC", "WBC", "Platelets"}
 

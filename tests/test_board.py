@@ -574,7 +574,7 @@ def settle() -> None:
     """Wait for what the buttons have begun."""
     for thread in threading.enumerate():
         if thread.name.startswith("deimkit board:"):
-            thread.join(20)
+            thread.join(120)
 
 
 def until(true: Callable[[], Any], seconds: float = 20.0) -> bool:

@@ -21,8 +21,8 @@ PROBES = {
         "perfect": perfect["AP"],
         "before": before["AP"],
         "after": {k: v for k, v in after.items() if k in ("AP", "AP50", "AR100")},
-        "epochs": [row["AP"] for row in run.metrics("epoch")],
-        "steps": len(run.metrics("step")),
+        "epochs": [row["AP"] for row in run.rows("epoch")],
+        "steps": len(run.rows("step")),
         "total": recipe.timeline.total,
         "classes": sorted(after["per_class"]),
         "same": same,
@@ -43,6 +43,13 @@ PROBES = {
         "range": [present.range[0], present.hours, present.range[1]],
         "plans": [plan.hours for plan in plans],
         "share": short.hours / forecast.hours,
+        "checklist": list(checklist.values()),
+        "state": run.state,
+        "trained": len(places),
+        "after": [list(after[0]), stopped_at["step"]] if after else None,
+        "best": [float(best), again],
+        "events": [row["event"] for row in run.events()],
+        "job": "--nodes=2" in job and "--signal" in job,
         "written": sorted(str(path) for path in Path().iterdir()),
     }""",
 }
@@ -98,6 +105,12 @@ def check_train_coco(said: dict[str, Any]) -> None:
     one, eight, starved = said["plans"]
     assert eight == pytest.approx(one / 8, rel=0.01) and eight < starved
     assert said["share"] == pytest.approx(12 / 160, abs=0.02)
+    assert said["checklist"][0] is True and len(said["checklist"]) == 5 and said["job"]
+    assert said["state"] == "finished" and said["best"][0] == pytest.approx(said["best"][1], abs=1e-6)
+    assert said["events"][:2] == ["launched", "started"] and said["written"] == ["runs"]
+    if said["after"] is not None:  # it was stopped before it was over
+        (_, step), stopped = said["after"]
+        assert step in (stopped + 1, 0) and {"stopped", "resumed"} <= set(said["events"])
 
 
 CHECKS = {"00_quickstart": check_quickstart, "08_train_coco": check_train_coco}
@@ -116,7 +129,7 @@ def test_a_training_on_coco_is_rehearsed_on_coco128(
     monkeypatch.setenv("DEIMKIT_DATA", str(shared / "data" / "coco128"))
     said = execute(ROOT / "notebooks" / "08_train_coco.ipynb", tmp_path)[0]
     check_train_coco(said)
-    assert (said["data"], said["classes"], said["written"]) == ("coco128", 80, [])
+    assert (said["data"], said["classes"], said["trained"]) == ("coco128", 80, 4 * (128 // 8))
 
 
 def test_every_notebook_is_shown_with_its_outputs() -> None:

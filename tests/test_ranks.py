@@ -8,15 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from socket import socket
+from threading import Barrier, local
 
 import pytest
 
 import deimkit as dk
+from deimkit import api
 from deimkit.data.dataset import Dataset
 from deimkit.data.loader import Loader
-from deimkit.errors import RecipeError
+from deimkit.errors import DeimkitError, RecipeError
 from deimkit.ranks import ALONE, Ranks
+from deimkit.training.claim import PATIENCE
 from deimkit.training.run import Plan, Run
 from deimkit.training.trainer import Trainer
 from tests.micro import MICRO, same, scenes, trainer
@@ -62,11 +67,11 @@ def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
     done = together(name, data.source, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
-    steps, theirs = one.metrics("step"), two.metrics("step")
+    steps, theirs = one.rows("step"), two.rows("step")
     assert len(steps) == len(theirs) == 4 * MICRO.timeline.total and recipe.batch == 4
     for mine, other in zip(steps, theirs, strict=True):
         assert other["terms"] == pytest.approx(mine["terms"], rel=1e-5, abs=1e-9) and other["boxes"] == mine["boxes"]
-    assert [row["AP"] for row in two.metrics("epoch")] == pytest.approx([row["AP"] for row in one.metrics("epoch")])
+    assert [row["AP"] for row in two.rows("epoch")] == pytest.approx([row["AP"] for row in one.rows("epoch")])
     loader = Loader(data.train, 4, 64, RECIPES[name].augment, MICRO.timeline, rank=1, world=2)
     empty = [len(batch.targets) == 0 for epoch in range(MICRO.timeline.total) for batch in loader.epoch(epoch)]
     assert any(empty) and not all(empty)
@@ -86,7 +91,7 @@ def test_a_lost_process_is_replaced(tmp_path: Path) -> None:
     recipe = RECIPES["dfine"].fit_to(data, epochs=6, batch=4)
     options = {"device": "cpu", "workers": 0, "devices": 2, "wait": False}
     run = dk.train(recipe, data, tmp_path / "lost", **options)
-    while len(run.metrics("step")) < 6:
+    while len(run.rows("step")) < 6:
         assert run.pid is not None, (run.folder / "log.txt").read_text()[-2000:]
         time.sleep(0.05)
     os.kill(workers(run.pid)[1], signal.SIGKILL)
@@ -94,8 +99,66 @@ def test_a_lost_process_is_replaced(tmp_path: Path) -> None:
     undisturbed = dk.train(recipe, data, tmp_path / "whole", **options).wait(timeout=300)
     assert run.finished and undisturbed.finished
     assert "resumed" in [row["event"] for row in run.events()]
-    assert [row["AP"] for row in run.metrics("epoch")] == [row["AP"] for row in undisturbed.metrics("epoch")]
+    assert [row["AP"] for row in run.rows("epoch")] == [row["AP"] for row in undisturbed.rows("epoch")]
     assert same(run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of a run in /proc")
+def test_several_machines_train_together_and_replace_a_lost_process(tmp_path: Path) -> None:
+    """Two launchers stand for two machines, which see the same folder; a process of the second one is killed."""
+    data = scenes(tmp_path, train=16, val=4)
+    recipe = RECIPES["dfine"].fit_to(data, epochs=6, batch=4)
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    run = dk.prepare(recipe, data, tmp_path / "run", device="cpu", workers=0, nodes=2, rdzv=place)
+    machines = [Run(run.folder).start() for _ in range(2)]
+    while len(run.rows("step")) < 6:
+        assert machines[0]._launched.poll() is None, (run.folder / "log.txt").read_text()[-2000:]
+        time.sleep(0.05)
+    os.kill(workers(machines[1]._launched.pid)[0], signal.SIGKILL)
+    for machine in machines:
+        assert machine.wait(timeout=400).finished
+    whole = dk.train(recipe, data, tmp_path / "whole", device="cpu", workers=0, devices=2, wait=False)
+    assert same(run, whole.wait(timeout=300)) and "resumed" in [row["event"] for row in run.events()]
+
+
+def test_both_go_on_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process writes it down, however long that takes, and the other has the same plan; both are threads."""
+    began, other = (scenes(tmp_path / name, train=images) for name, images in (("began", 4), ("other", 8)))
+    run = trainer(tmp_path / "run", began).run
+    write, meeting, mine = Plan.write, Barrier(2, timeout=30), local()
+
+    def slowly(plan: Plan, folder: Path) -> None:
+        time.sleep(2 * PATIENCE)  # longer than a second claim would wait
+        write(plan, folder)
+
+    def agree(ranks: Ranks, failure: DeimkitError | None) -> None:
+        meeting.wait()
+        if failure is not None:
+            raise failure
+
+    class Fit(Trainer):
+        def fit(self) -> Run:
+            meeting.wait()
+            self.run.note("goes on", rank=self.ranks.rank, data=self.plan.data, fingerprint=self.plan.fingerprint)
+            return self.run
+
+    def resume(rank: int) -> Run:
+        mine.ranks = Ranks(rank, world=2)
+        return dk.resume(run.folder, dataset=other, progress=False)
+
+    monkeypatch.setattr(Plan, "write", slowly)
+    monkeypatch.setattr(Ranks, "join", staticmethod(lambda: mine.ranks))
+    monkeypatch.setattr(Ranks, "agree", agree)
+    monkeypatch.setattr(api, "Trainer", Fit)
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(resume, (0, 1)))
+    plan = {"data": str(other.source), "fingerprint": other.fingerprint()}
+    first, *rest = ({key: row.get(key) for key in ("event", "rank", *plan)} for row in run.events())
+    assert first == {"event": "other data", "rank": None, **plan}
+    assert sorted(rest, key=lambda row: row["rank"]) == [{"event": "goes on", "rank": k, **plan} for k in (0, 1)]
 
 
 @pytest.mark.slow
@@ -122,7 +185,7 @@ def test_shares_must_be_equal(tmp_path: Path) -> None:
 
 def test_several_machines_need_a_place_to_meet() -> None:
     with pytest.raises(RecipeError, match="HOST:PORT"):
-        Plan("synthetic", nodes=2)
+        Plan("synthetic", nodes=2).expect_meeting()
     with pytest.raises(RecipeError, match="devices must be at least 1"):
         Plan("synthetic", devices=0)
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import deimkit as dk
 from deimkit import recipes
-from deimkit.data.dataset import Dataset
+from deimkit.__main__ import main
+from deimkit.data.dataset import CategoryMap, Dataset, Split
+from deimkit.data.loader import Loader
 from deimkit.data.synthetic import Synthetic
 from deimkit.errors import DeimkitError, RecipeError
 from deimkit.explore.costs import draw_forecasts
+from deimkit.models.detector import Detector
+from deimkit.recipes.recipe import Recipe
+from deimkit.structures import Batch
+from deimkit.training.learner import Learner
+from deimkit.training.memory import Fit, heaviest, largest_fit
 from deimkit.training.rehearsal import Pace, Rehearsal, in_words, lengths, one_epoch_each
+from deimkit.training.run import Plan
+from tests.micro import MICRO
+from tests.short import short_of_memory
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +123,131 @@ def test_a_forecast_is_drawn() -> None:
 
 def test_hours_in_words() -> None:
     assert [in_words(hours) for hours in (0.2, 1.6, 71.0, 100.0)] == ["12 min", "1.6 h", "71.0 h", "4.2 days"]
+
+
+def test_the_largest_share_is_found_and_rehearsed(scenes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device with room for 5 images trains the 12 of the recipe in 3 parts of 4."""
+    room = short_of_memory(monkeypatch, images=5)
+    recipe = replace(MICRO, batch=12)
+    before = torch.get_rng_state()
+    found = dk.rehearse(recipe, scenes, steps=6, batch="largest", device="cpu")
+    assert found.fit == Fit(batch=12, devices=1, images=4, accumulate=3) and found.batch == 4
+    assert room.tried[:4] == [12, 6, 4, 4] and set(room.tried) <= {12, 6, 4}
+    assert str(found).endswith("4 image(s) fit at once; 12 a step are trained with accumulate=3")
+    assert torch.equal(torch.get_rng_state(), before), "no random number is missed"
+    assert found.forecast(24, 20, batch=12).recipe.batch == 12
+    whole = dk.rehearse(replace(recipe, batch=2), scenes, steps=6, batch="largest", device="cpu")
+    assert whole.fit == Fit(2, 1, 2, 1) and str(whole).endswith(
+        "2 image(s) fit at once; 2 a step are trained as they are"
+    )
+
+
+def test_what_does_not_fit_at_all_is_said(scenes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = short_of_memory(monkeypatch, images=0)
+    with pytest.raises(DeimkitError, match="Not even one image of 64 x 64 at a time fits into the memory of cpu"):
+        dk.rehearse(replace(MICRO, batch=6), scenes, steps=6, batch="largest", device="cpu")
+    assert room.tried == [6, 3, 2, 1]
+    with pytest.raises(RecipeError, match="a number of images or 'largest'; got 'large'"):
+        dk.rehearse("tiny", scenes, batch="large")  # type: ignore[arg-type]
+
+
+def test_several_devices_share_what_fits(scenes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, images=2)
+    recipe = replace(MICRO, batch=16)
+    found = largest_fit(recipe, Plan(data="", device="cpu"), scenes, devices=4)
+    assert found == Fit(batch=16, devices=4, images=2, accumulate=2)
+    assert str(found) == "2 image(s) fit at once; 16 a step on 4 devices are trained with accumulate=2"
+
+
+def test_memory_is_given_back_between_the_tries(scenes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the detectors of all tries none is left, neither after an error nor without one."""
+    built: list[weakref.ref[Detector]] = []
+    alive_at: list[int] = []
+    build = Recipe.build
+
+    def noted(self: Recipe, categories: CategoryMap) -> Detector:
+        alive_at.append(sum(detector() is not None for detector in built))
+        detector = build(self, categories)
+        built.append(weakref.ref(detector))
+        return detector
+
+    monkeypatch.setattr(Recipe, "build", noted)
+    short_of_memory(monkeypatch, images=2)
+    assert largest_fit(replace(MICRO, batch=8), Plan(data="", device="cpu"), scenes).images == 2
+    assert alive_at == [0, 0, 0] and all(detector() is None for detector in built)
+
+
+@pytest.mark.parametrize("name", ["dfine_n", "deim_dfine_l", "deim_rtdetrv2_tiny", "tiny"])
+def test_the_heaviest_batch(name: str, scenes: Dataset) -> None:
+    """The most crowded images, mosaicked and blended where the recipe does so, at the largest size that it draws."""
+    recipe = recipes.get(name)
+    assert scenes.train is not None
+    batch = heaviest(recipe, 4, scenes.train)
+    boxes = np.diff(scenes.train.starts)
+    crowded = [scenes.train.ids[i] for i in np.argsort(-boxes, kind="stable")[:4]]
+    assert sorted(batch.ids) == sorted(crowded)
+    if name.startswith("deim_dfine"):
+        assert batch.mix is not None and len(batch.targets) > 4 * max(boxes)
+    sizes = {task.size for epoch in range(2) for task in plan_of(recipe, scenes.train).plan(epoch)} - {None}
+    assert batch.size == max(sizes, default=recipe.size)
+    assert len(heaviest(recipe, 30, scenes.train)) == 30, "too few images are taken again"
+
+
+def plan_of(recipe: Recipe, learned: Split) -> Loader:
+    """A loader with so many steps that every size is drawn."""
+    many = learned.take(i % len(learned) for i in range(400))
+    return Loader(many, 2, recipe.size, recipe.augment, recipe.timeline)
+
+
+def test_a_second_step_is_tried(scenes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that the first step leaves the second without: that of the optimiser."""
+    steps = []
+
+    def learn(self: Learner, batch: Batch, watch: object = None) -> dict[str, float]:
+        steps.append(self.accumulate)
+        if steps[-2:] == [1, 1]:
+            raise torch.OutOfMemoryError("one too many")
+        return {}
+
+    monkeypatch.setattr(Learner, "learn", learn)
+    assert largest_fit(MICRO, Plan(data="", device="cpu"), scenes).accumulate == 2 and steps == [1, 1, 2, 2]
+
+
+def test_what_is_tried_is_what_will_train(scenes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deterministic steps take more memory, so it is them that are tried."""
+    modes = []
+
+    def learn(self: Learner, batch: Batch, watch: object = None) -> dict[str, float]:
+        modes.append((torch.are_deterministic_algorithms_enabled(), self.precision))
+        return {}
+
+    monkeypatch.setattr(Learner, "learn", learn)
+    largest_fit(MICRO, Plan(data="", device="cpu", deterministic=True, precision="bf16"), scenes)
+    assert modes == [(True, torch.bfloat16)] * 2 and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_short_of_memory(scenes: Dataset) -> None:
+    torch.cuda.set_per_process_memory_fraction(1.5 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        recipe = replace(recipes.tiny, batch=256)
+        found = largest_fit(recipe, Plan(data="", device="cuda"), scenes)
+        assert found.accumulate > 1 and found.images * found.accumulate == 256
+        assert torch.cuda.memory_reserved() < 200 * 2**20, "the tries gave their memory back"
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_the_command_line_finds_the_largest_share(
+    scenes: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short_of_memory(monkeypatch, images=3)
+    asked = ["rehearse", "tiny", "--data", str(scenes.source), "--rehearsed", "largest", "--size", "64"]
+    assert main([*asked, "--steps", "8", "--device", "cpu", "--json"]) == 0
+    *text, last = capsys.readouterr().out.splitlines()
+    batch = recipes.tiny.batch
+    assert json.loads(last)["fit"] == {"batch": batch, "devices": 1, "images": 2, "accumulate": batch // 2}
+    assert any(f"accumulate={batch // 2}" in line for line in text)
+    with pytest.raises(SystemExit):
+        main(["rehearse", "tiny", "--data", "synthetic", "--rehearsed", "small"])
+    assert "invalid share value: 'small'" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from PIL import Image
 import deimkit as dk
 from deimkit.data.dataset import Dataset
 from deimkit.errors import CheckpointError, DataError, DeimkitError, NonFiniteError
-from deimkit.structures import Batch, Targets
 from deimkit.training import checkpoint, claim
 from deimkit.training import trainer as module
 from deimkit.training.learner import Learner, micro_batches
@@ -48,11 +48,11 @@ def events(run: Run, kind: str) -> list[dict]:
 
 
 def steps(run: Run) -> list[tuple[int, int]]:
-    return [(row["epoch"], row["step"]) for row in run.metrics("step")]
+    return [(row["epoch"], row["step"]) for row in run.rows("step")]
 
 
 def losses(run: Run) -> list[float]:
-    return [row["loss"] for row in run.metrics("step")]
+    return [row["loss"] for row in run.rows("step")]
 
 
 def annotated(folder: Path, boxes: list[list[list[float]]], classes: int = 1, splits=("train", "val")) -> Dataset:
@@ -90,8 +90,8 @@ def annotated(folder: Path, boxes: list[list[list[float]]], classes: int = 1, sp
 
 def test_a_run_writes_what_it_did(undisturbed):
     assert steps(undisturbed) == [(e, s) for e in range(3) for s in range(3)]
-    assert [row["epoch"] for row in undisturbed.metrics("epoch")] == [0, 1, 2]
-    assert all(row["loss"] == sum(row["terms"].values()) > 0 for row in undisturbed.metrics("step"))
+    assert [row["epoch"] for row in undisturbed.rows("epoch")] == [0, 1, 2]
+    assert all(row["loss"] == sum(row["terms"].values()) > 0 for row in undisturbed.rows("step"))
     assert undisturbed.finished and undisturbed.pid is None
 
 
@@ -107,7 +107,7 @@ def test_stopped_and_resumed_is_the_same_run(tmp_path, data, undisturbed, after)
     again = trainer(folder, data).fit()
     assert again.finished and same(again, undisturbed)
     assert steps(again) == steps(undisturbed) and losses(again) == losses(undisturbed)
-    assert [r["AP"] for r in again.metrics("epoch")] == [r["AP"] for r in undisturbed.metrics("epoch")]
+    assert [r["AP"] for r in again.rows("epoch")] == [r["AP"] for r in undisturbed.rows("epoch")]
 
 
 def test_workers_change_nothing(tmp_path, data, undisturbed):
@@ -186,9 +186,54 @@ def test_killed_at_any_moment(tmp_path, data, undisturbed):
 @pytest.mark.slow
 def test_killed_at_many_moments(tmp_path, data, undisturbed):
     rng = random.Random()
-    for i in range(8):
+    for i in range(10):
         moments = sorted((rng.randrange(13), rng.random() * 0.3) for _ in range(3))
         killed_at_random(tmp_path / str(i), data, undisturbed, moments)
+
+
+DIES = """
+import io, os, signal, sys
+import torch
+from deimkit import __main__
+from deimkit.training import checkpoint
+folder, place, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+calls = []
+
+def dies(owner, name):
+    whole = getattr(owner, name)
+    def last(*args, **options):
+        calls.append(name)
+        if len(calls) == number:
+            if name == "save":  # half of a checkpoint
+                half = io.BytesIO()
+                whole(args[0], half)
+                args[1].write(half.getvalue()[: half.tell() // 2])
+                args[1].flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*args, **options)
+    setattr(owner, name, last)
+
+dies({"save": torch, "fsync": os, "replace": os, "sync_folder": checkpoint}[place], place)
+__main__.main(["train", "--resume", folder])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["save", "fsync", "replace", "sync_folder"])
+def test_killed_while_a_checkpoint_is_written(tmp_path, data, undisturbed, place):
+    """After half of it, before it is on the disk, before it has its name, and before its name is on the disk."""
+    trainer(tmp_path, data, save_every=2)
+    for number in (1, 3, 4):
+        died = subprocess.run([sys.executable, "-c", DIES, str(tmp_path), place, str(number)], capture_output=True)
+        assert died.returncode == -signal.SIGKILL
+        left = {path.name for path in (tmp_path / "checkpoints").iterdir()} - {"last.pt", "best.pt", "stage1.pt"}
+        named = place == "sync_folder" or (place == "fsync" and number == 4)  # the folder's own, after the file's
+        assert bool(left) == (not named), "what was being written lies beside what was there"
+        if Run(tmp_path).last.exists():
+            checkpoint.load(Run(tmp_path).last)
+    assert same(trainer(tmp_path, data, save_every=2).fit(), undisturbed)
+    assert losses(Run(tmp_path)) == losses(undisturbed)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} <= {"last.pt", "best.pt", "stage1.pt"}
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_old_checkpoint(tmp_path, data, undisturbed, monkeypatch):
@@ -204,6 +249,16 @@ def test_a_full_disk_stops_the_run_and_keeps_the_old_checkpoint(tmp_path, data, 
     monkeypatch.undo()
     assert checkpoint.load(Run(tmp_path).last)["epoch"] == 1
     assert same(trainer(tmp_path, data).fit(), undisturbed)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, data, monkeypatch):
+    def no_locks(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    run = trainer(tmp_path, data).run
+    monkeypatch.setattr(claim.fcntl, "flock", no_locks)
+    with pytest.raises(DeimkitError, match="without locks .*No locks available.*another one"), run.training():
+        pass
 
 
 def test_a_full_disk_is_told_before_the_first_epoch(tmp_path, data, monkeypatch):
@@ -349,17 +404,16 @@ def test_rows_are_strict_json(tmp_path):
 # -------------------------------------------------------------------------------------------------------- non-finite
 
 
-def poison(monkeypatch, bad: set[int] | range, count: list[int]) -> None:
-    """Let the model see NaN pixels in the forward passes whose numbers are in `bad`; `count` counts them."""
-    whole = Learner.losses
+def poison(monkeypatch, bad: set[int] | range) -> None:
+    """Let the learner get NaN pixels in the steps whose numbers are in `bad`, as they are tried."""
+    whole, steps = Learner.gradients, count()
 
-    def losses(self, batch, boxes, watch=None):
-        count.append(1)
-        if len(count) - 1 in bad:
-            batch = replace(batch, images=batch.images * math.nan)
-        return whole(self, batch, boxes, watch)
+    def gradients(self, batch, watch=None):
+        if next(steps) in bad:
+            batch.images = batch.images.float() * math.nan
+        return whole(self, batch, watch)
 
-    monkeypatch.setattr(Learner, "losses", losses)
+    monkeypatch.setattr(Learner, "gradients", gradients)
 
 
 def test_an_evaluation_that_does_not_fit_takes_fewer_images_at_a_time(tmp_path, data, monkeypatch):
@@ -378,17 +432,8 @@ def test_an_evaluation_that_does_not_fit_takes_fewer_images_at_a_time(tmp_path, 
     assert tried == [4, 2, 1] * 2
 
 
-def test_only_the_newest_batches_are_kept_for_replay(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(module, "REPLAYS", 3)
-    monkeypatch.setattr(module, "SKIPS", 100)
-    poison(monkeypatch, set(range(9)), [])
-    run = trainer(tmp_path, data).fit()
-    assert len(events(run, "skipped")) == 9
-    assert sorted(p.name for p in (tmp_path / "replay").iterdir()) == [f"epoch2_step{k}.pt" for k in range(3)]
-
-
 def test_a_skipped_step_leaves_no_trace_but_a_record(tmp_path, data, monkeypatch):
-    poison(monkeypatch, {1}, [])
+    poison(monkeypatch, {1})
     states = []
     one = trainer(tmp_path, data, replace(MICRO, timeline=CLOCK.scaled_to(1, 3)))
     one.progress.seen = lambda row: states.append({k: v.clone() for k, v in one.learner.model.state_dict().items()})
@@ -401,37 +446,15 @@ def test_a_skipped_step_leaves_no_trace_but_a_record(tmp_path, data, monkeypatch
     assert (skipped["epoch"], skipped["step"]) == (0, 1) and "finite" in skipped["why"]
     names = {Path(path).name for path in data.train.paths}
     assert len(skipped["images"]) == 2 and set(skipped["images"]) <= names
-    assert [row["loss"] is None for row in run.metrics("step")] == [False, True, False]
-    assert "skipped step 1" in one.progress.lines[0] and skipped["images"] == torch.load(skipped["batch"])["names"]
-
-
-def test_the_replay_file_reproduces_the_loss(tmp_path, data, monkeypatch):
-    """What is saved is the batch as the model gets it: float images and targets."""
-    inputs = []
-    whole = Learner.losses
-
-    def losses(self, batch, boxes, watch=None):
-        inputs.append(batch)
-        if len(inputs) == 2:
-            raise NonFiniteError("The loss is not finite: mal/final.")
-        return whole(self, batch, boxes, watch)
-
-    monkeypatch.setattr(Learner, "losses", losses)
-    run = trainer(tmp_path, data, replace(MICRO, timeline=CLOCK.scaled_to(1, 3))).fit()
-    saved = torch.load(events(run, "skipped")[0]["batch"], weights_only=True)
-    again = Batch(saved["images"], Targets(saved["image"], saved["labels"], saved["boxes"]), names=saved["names"])
-    model = MICRO.build(data.categories)
-
-    def loss(batch):
-        torch.manual_seed(3)
-        return MICRO.criterion()(model.train()(batch.images, batch.targets), batch.targets)
-
-    first, second = loss(inputs[1]), loss(again)
-    assert first and all(torch.equal(first[name], second[name]) for name in first)
+    assert [row["loss"] is None for row in run.rows("step")] == [False, True, False]
+    assert (
+        "skipped step 1" in one.progress.lines[0]
+        and skipped["images"] == torch.load(skipped["batch"])["replay"]["names"]
+    )
 
 
 def test_non_finite_steps_roll_back_then_stop(tmp_path, data, monkeypatch):
-    poison(monkeypatch, range(3, 100), [])
+    poison(monkeypatch, range(3, 100))
     clock = replace(CLOCK.scaled_to(9, 3), lr=CLOCK.lr)
     broken = trainer(tmp_path, data, replace(MICRO, timeline=clock, return_to_best=False), evaluate_every=100)
     with pytest.raises(NonFiniteError, match="5 steps in a row were not finite, 3 times.*precision='fp32'"):
@@ -451,12 +474,12 @@ def test_non_finite_steps_roll_back_then_stop(tmp_path, data, monkeypatch):
 
 def test_a_non_finite_gradient_is_caught(tmp_path, data, monkeypatch):
     """The loss is finite, its gradient is not."""
-    whole, count = Learner.losses, []
+    whole, tried = Learner.losses, []
 
     def losses(self, batch, boxes, watch=None):
         terms = whole(self, batch, boxes, watch)
-        count.append(1)
-        if len(count) == 1:
+        tried.append(1)
+        if len(tried) == 1:
             weight = next(self.model.parameters())
             terms["bad"] = (weight.flatten()[0] * 0).sqrt()
         return terms
@@ -513,7 +536,7 @@ def test_evaluations_and_checkpoints_come_when_they_should(tmp_path, data, monke
         checkpoint, "save", lambda path, state: (saved.append((path.stem, state["global_step"])), whole(path, state))
     )
     run = trainer(tmp_path, data, evaluate_every=2, save_every=2).fit()
-    assert [row["epoch"] for row in run.metrics("epoch")] == [1, 2]  # every second, and the last
+    assert [row["epoch"] for row in run.rows("epoch")] == [1, 2]  # every second, and the last
     assert [at for name, at in saved if name == "last"] == [0, 2, 3, 4, 6, 6, 8, 9]
 
 
@@ -590,7 +613,7 @@ def test_nothing_to_learn_is_refused(tmp_path):
 
 def test_no_val_split_is_no_problem(tmp_path, data):
     run = trainer(tmp_path, replace(data, val=None)).fit()
-    assert run.finished and not run.metrics("epoch") and run.best == run.last
+    assert run.finished and not run.rows("epoch") and run.best == run.last
 
 
 def test_no_train_split_is_one(tmp_path, data):

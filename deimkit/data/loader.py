@@ -6,6 +6,7 @@ resumed: workers share no state, each of their tasks says all they need to know.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
@@ -279,6 +280,7 @@ class Loader:
                 collate_fn=_as_is,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # its own, so that loading does not draw from torch's global one
+                worker_init_fn=_heed_no_signal,
             )
         self._tasks[:] = tasks
         return iter(self._processes)
@@ -286,6 +288,12 @@ class Loader:
     def close(self) -> None:
         """End the worker processes; the next epoch would start new ones."""
         self._processes = None
+
+
+def _heed_no_signal(worker: int) -> None:
+    """Leave it to the training to end this process: it still needs a batch or two, when all are told to leave."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
 
 
 def _as_is(parts: Any) -> Any:

@@ -53,12 +53,47 @@ def sample(
     share = weights.permute(0, 2, 3, 1).reshape(b * h, 1, p, q)
     seen = []
     for value, at, s in zip(values, grid.split(points, 1), share.split(points, 2), strict=True):
-        if discrete:
-            found = F.grid_sample(value, cells(at, *value.shape[2:]), mode="nearest", align_corners=False)
-        else:
-            found = F.grid_sample(value, at, align_corners=False)  # (B * H, D / H, points, Q)
+        found = look(value, cells(at, *value.shape[2:]) if discrete else at, "nearest" if discrete else "bilinear")
         seen.append((found * s).sum(2))  # points before queries: on CPUs twice as fast as the other way round
     return torch.stack(seen).sum(0).reshape(b, h * values[0].shape[1], q).transpose(1, 2)
+
+
+def look(value: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """What lies at the points (N, P, Q, 2) of maps (N, D, h, w), zero outside: `grid_sample`, (N, D, P, Q).
+
+    On a GPU its gradient is added up in any order, and torch refuses to take it where it is asked for deterministic
+    algorithms; there the corners around a point are read one by one, for the same numbers up to rounding.
+    """
+    if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled():
+        return corner_by_corner(value, grid, mode)
+    return F.grid_sample(value, grid, mode=mode, align_corners=False)
+
+
+def corner_by_corner(value: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """`grid_sample`, bilinear or nearest, by `index_select`, whose gradient torch adds up in order if it is asked to.
+
+    Takes several times as long, and the memory of four times what it returns.
+    """
+    n, d, h, w = value.shape
+    x, y = (((grid + 1) * grid.new_tensor([w, h]) - 1) / 2).unbind(-1)  # (N, P, Q); whole numbers are centres of cells
+    rows = value.flatten(2).transpose(1, 2).reshape(n * h * w, d)
+    first = torch.arange(n, device=value.device)[:, None, None] * (h * w)  # of each map's rows
+    found = value.new_zeros(*x.shape, d)
+    for column, across in beside(x, mode):
+        for row, along in beside(y, mode):
+            inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
+            cell = first + torch.where(inside, row * w + column, 0).long()
+            corner = rows.index_select(0, cell.flatten()).view_as(found)
+            found = found + corner * torch.where(inside, across * along, 0)[..., None]
+    return found.permute(0, 3, 1, 2)
+
+
+def beside(x: Tensor, mode: str) -> list[tuple[Tensor, Tensor]]:
+    """The whole numbers that `x` lies between, or the "nearest" one, each with how much it counts."""
+    if mode == "nearest":
+        return [(x.round(), torch.ones_like(x))]
+    low = x.floor()
+    return [(low, low + 1 - x), (low + 1, x - low)]
 
 
 def cells(grid: Tensor, height: int, width: int) -> Tensor:

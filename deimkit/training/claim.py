@@ -85,6 +85,12 @@ def _locked(folder: Path) -> int:
                 f"{folder} is already being trained by process {pid}. Stop it first: "
                 f"`Run({str(folder)!r}).stop()`, or `kill {pid}`, which saves too."
             ) from None
+        except OSError as error:
+            os.close(handle)
+            raise DeimkitError(
+                f"{folder} is on a file system without locks ({error}), which keep two trainings apart. Put the run on "
+                "another one, or mount this one with locks."
+            ) from error
 
 
 def _handed_over(folder: Path) -> int | None:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deimkit.errors import NonFiniteError
+from deimkit.errors import DeimkitError, NonFiniteError
 from deimkit.losses import Pairs
 from deimkit.models.detector import Detector
 from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Batch, Targets
+from deimkit.training.compiled import compile_parts, expect_compiler
+from deimkit.training.machine import random_state, set_random_state
 from deimkit.training.optim import EMA
 
 Watch = Callable[[Pairs, Pairs], None]
@@ -26,7 +28,8 @@ class Learner:
     """A detector that learns as its recipe says: with its criterion, optimiser, gradient scaler and moving average.
 
     model: on its device, and trained in place. precision: of the forward pass. accumulate: micro-batches per step.
-    ranks: the processes that share every batch. `learn` is one step.
+    ranks: the processes that share every batch. compile: whether the detector is (`compile_parts`), or `DeimkitError`
+    is raised if this machine cannot. `learn` is one step.
     """
 
     def __init__(
@@ -36,10 +39,11 @@ class Learner:
         precision: torch.dtype = torch.float32,
         accumulate: int = 1,
         ranks: Ranks = ALONE,
+        compile: bool = False,
     ) -> None:
         self.model, self.precision, self.accumulate, self.ranks = model, precision, accumulate, ranks
         self.device = next(model.parameters()).device
-        self.clip = recipe.optim.clip or math.inf
+        self.largest = recipe.optim.clip or math.inf  # norm of all gradients together
         self.criterion = recipe.criterion()
         self.model.to(memory_format=torch.channels_last).train()
         self.trained: nn.Module = model
@@ -48,8 +52,11 @@ class Learner:
             self.trained = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.optimizer = recipe.optim.build(model)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.scaler = self._fresh_scaler({})
         self.ema = EMA.of(model, recipe.timeline)
+        if compile:
+            expect_compiler(self.device)
+            compile_parts(model, ranks)
 
     @property
     def lr(self) -> float:
@@ -62,39 +69,79 @@ class Learner:
             group["lr"] = base * factor
 
     def learn(self, batch: Batch, watch: Watch | None = None) -> dict[str, float]:
-        """One optimiser step on a finished batch on the device; returns every weighted term of the loss.
+        """One optimiser step on a batch as the loader gives it; returns every weighted term of the loss.
 
-        watch: shown the matches, as by the criterion. Raises `NonFiniteError` in all processes if a loss or a gradient
-        of one is not finite; but for the random numbers drawn, all is then as if the step had never been.
+        watch: shown the matches, as by the criterion. Raises `NonFiniteError` in all processes if a box, a loss or a
+        gradient of one is not finite; but for the random numbers drawn, all is then as if the step had never been.
+        Raises `torch.OutOfMemoryError` if the gradients do not fit into memory, which in more parts they may, and the
+        random numbers too are as before; and `DeimkitError` if the optimiser's own memory does not.
         """
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        buffers = list(self.model.buffers())
+        before, drawn = clones(buffers), random_state(self.device)
         try:
-            terms = self.backward(batch, watch)
-            self._apply()
-        except NonFiniteError:
+            terms = self.gradients(batch, watch)
+        except (NonFiniteError, torch.OutOfMemoryError) as error:
             self.optimizer.zero_grad(set_to_none=True)
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for buffer, kept in zip(buffers, before, strict=True):
+                buffer.copy_(kept)
+            if isinstance(error, torch.OutOfMemoryError):
+                set_random_state(drawn, self.device)
+                self.scaler = self._fresh_scaler(self.scaler.state_dict())  # the old one may have unscaled already
             raise
+        try:
+            self._apply()
+        except torch.OutOfMemoryError as error:
+            raise DeimkitError(
+                f"{self.device} has no memory for the optimiser and the average of this model, however small its "
+                "batches are. Train a smaller recipe."
+            ) from error
         return terms
 
-    def backward(self, batch: Batch, watch: Watch | None = None) -> dict[str, float]:
-        """Add up the gradients of all micro-batches; returns the terms of the whole batch."""
+    def _fresh_scaler(self, state: dict[str, Any]) -> torch.amp.GradScaler:
+        """A gradient scaler between two steps; `state` is that of another, or {}."""
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        if state:
+            scaler.load_state_dict(state)
+        return scaler
+
+    def gradients(self, batch: Batch, watch: Watch | None = None) -> dict[str, float]:
+        """The first half of `learn`: add up the clipped gradients of all micro-batches, and change no weight."""
+        boxes = self._agreed_boxes(batch)
+        batch = batch.to(self.device, non_blocking=True).finish()
         total: dict[str, Tensor] = {}
-        boxes = max(int(self.ranks.sum(torch.tensor(len(batch.targets)))), 1)
-        parts = micro_batches(batch, self.accumulate)
-        for i, part in enumerate(parts):
-            with self._gradients_stay_here() if i + 1 < len(parts) else nullcontext():
+        values: dict[str, float] = {}
+        *others, last = micro_batches(batch, self.accumulate)
+        for part in [*others, last]:
+            with nullcontext() if part is last else self._gradients_stay_here():
                 terms = self._agreed_losses(part, boxes, watch)
+                for name, value in terms.items():
+                    total[name] = total.get(name, 0) + value.detach()
+                if part is last:
+                    values = self._finite(total)  # now, as later it would wait for the backward pass of a GPU
                 loss = torch.stack(list(terms.values())).sum() * self.ranks.world  # gradients are averaged over ranks
                 self.scaler.scale(loss).backward()
-            for name, value in terms.items():
-                total[name] = total.get(name, 0) + value.detach()
-        values = self.ranks.sum(torch.stack(list(total.values()))).tolist()
-        bad = [name for name, value in zip(total, values, strict=True) if not math.isfinite(value)]
+        self._clip()
+        return values
+
+    def _finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """The terms of all processes as numbers; `NonFiniteError` names those that are not finite."""
+        values = self.ranks.sum(torch.stack(list(terms.values()))).tolist()
+        bad = [name for name, value in zip(terms, values, strict=True) if not math.isfinite(value)]
         if bad:
             raise NonFiniteError(f"The loss is not finite: {', '.join(bad[:6])}.")
-        return dict(zip(total, values, strict=True))
+        return dict(zip(terms, values, strict=True))
+
+    def _agreed_boxes(self, batch: Batch) -> int:
+        """How many boxes all processes have to learn; raises in all if one of them cannot be learned."""
+        failure = None
+        try:
+            batch.targets.check(len(batch), len(self.model.categories), batch.names)
+        except DeimkitError as error:
+            failure = error
+        boxes, failures = self.ranks.sum(torch.tensor([len(batch.targets), int(failure is not None)])).tolist()
+        if failures:
+            self.ranks.agree(failure)
+        return max(boxes, 1)
 
     def _gradients_stay_here(self) -> Any:
         """A block whose gradients are not yet sent to the other processes."""
@@ -119,14 +166,18 @@ class Learner:
             outputs = self.trained(images, batch.targets)
         return self.criterion(outputs, batch.targets, boxes=boxes, watch=watch, ranks=self.ranks)
 
-    def _apply(self) -> None:
-        """Clip the gradients, step, and let the average follow."""
+    def _clip(self) -> None:
+        """Clip the gradients; `NonFiniteError` unless they are finite, or just scaled too much for fp16."""
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.largest)
+        if not torch.isfinite(norm) and self.scaler.get_scale() <= 1:  # 1 too where nothing is scaled
+            self.scaler.update()  # it would not unscale again before it has heard that this step is over
             grads = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
             bad = [name for name, grad in grads if not torch.isfinite(grad).all()]
             raise NonFiniteError(f"The gradient is not finite in {', '.join(bad[:6])}.")
+
+    def _apply(self) -> None:
+        """Step, and let the average follow."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,10 +209,23 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
     """
     if count == 1:
         return [batch]
-    parts, t = [], batch.targets
-    for rows in np.array_split(np.arange(len(batch)), min(count, len(batch))):
-        first, end = int(rows[0]), int(rows[-1]) + 1
-        mine = (t.image >= first) & (t.image < end)
+    t, device = batch.targets, batch.targets.image.device
+    shares = [len(rows) for rows in np.array_split(np.arange(len(batch)), min(count, len(batch)))]
+    place = torch.from_numpy(np.repeat(np.arange(len(shares)), shares)).to(device, non_blocking=True)  # (B,)
+    part = place[t.image]  # (N,)
+    sizes = (part == torch.arange(len(shares), device=device)[:, None]).sum(1).tolist()  # all that a GPU is asked
+    parts, first = [], 0
+    for share, mine in zip(shares, part.argsort(stable=True).split(sizes), strict=True):
+        end = first + share
         targets = Targets(t.image[mine] - first, t.labels[mine], t.boxes[mine])
         parts.append(Batch(batch.images[first:end], targets, batch.ids[first:end], batch.names[first:end]))
+        first = end
     return parts
+
+
+def clones(tensors: list[Tensor]) -> list[Tensor]:
+    """A copy of each of many small tensors; those of a dtype in one go, for a GPU would rather do that than wait."""
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    for dtype in {tensor.dtype for tensor in tensors}:
+        torch._foreach_copy_([x for x in copies if x.dtype == dtype], [x for x in tensors if x.dtype == dtype])
+    return copies

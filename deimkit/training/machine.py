@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from deimkit.errors import DeimkitError
 
@@ -16,11 +17,7 @@ def pick_device(name: str, local: int | None = None) -> torch.device:
 
     local: which process of this machine asks, where several train together; each gets a GPU of its own.
     """
-    there = {
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-        "cpu": 1,
-    }
+    there = devices()
     if name == "auto":
         name = next(kind for kind, count in there.items() if count)
     if name == "cuda" and local is not None:
@@ -29,7 +26,7 @@ def pick_device(name: str, local: int | None = None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise DeimkitError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:0', 'mps' ...; got {name!r}.") from error
-    if (device.index or 0) >= there.get(device.type, 0):
+    if not has_device(name):
         found = ", ".join(f"{count} {kind}" for kind, count in there.items() if count)
         raise DeimkitError(
             f"device={name!r}, but torch {torch.__version__} finds only {found} here. Use device='cpu' or 'auto'."
@@ -37,10 +34,25 @@ def pick_device(name: str, local: int | None = None) -> torch.device:
     return device
 
 
+def devices() -> dict[str, int]:
+    """How many of each kind of device torch finds here, the best kind first."""
+    return {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+
+
+def has_device(name: str) -> bool:
+    """Whether this machine has the device called `name`, such as "cuda:1"."""
+    device = torch.device(name)
+    return (device.index or 0) < devices().get(device.type, 0)
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of the forward pass: "auto" is bf16 on a GPU that has it, else fp32."""
     if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise DeimkitError("precision='fp16' needs a GPU; on a CPU use 'fp32' or 'bf16'.")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
@@ -68,3 +80,18 @@ def versions() -> dict[str, str]:
     from deimkit import __version__
 
     return {"deimkit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that a training on `device` draws from."""
+    state = {"rng": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["rng_cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put the generators back into a `random_state`, as far as this device has them; other entries are left alone."""
+    torch.set_rng_state(state["rng"])
+    if device.type == "cuda" and state.get("rng_cuda") is not None:
+        torch.cuda.set_rng_state(state["rng_cuda"], device)

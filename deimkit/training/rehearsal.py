@@ -8,7 +8,7 @@ from itertools import islice
 from math import ceil, sqrt
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -17,6 +17,7 @@ from deimkit.data.fetch import amount
 from deimkit.errors import RecipeError
 from deimkit.structures import Batch
 from deimkit.training.machine import default_workers
+from deimkit.training.memory import Fit
 from deimkit.training.progress import Silent
 from deimkit.training.run import Plan
 from deimkit.training.timeline import StepDecay, Timeline
@@ -47,7 +48,8 @@ class Rehearsal:
 
     batch: images per step, all on one device. device, precision: where and in what. paces: one per stage.
     evaluate_s: seconds per image of evaluation, loading included; None without a val split. memory: bytes that
-    the steps took on a GPU; on a CPU the most that this process has had so far. checkpoint: bytes on the disk.
+    the steps took on a GPU; on a CPU the most that this process has had so far. checkpoint: bytes on the disk. fit:
+    what there is memory for, where that was asked.
     """
 
     recipe: Any
@@ -58,6 +60,7 @@ class Rehearsal:
     evaluate_s: float | None
     memory: int
     checkpoint: int
+    fit: Fit | None = None
 
     def forecast(
         self,
@@ -105,6 +108,8 @@ class Rehearsal:
         if self.evaluate_s is not None:
             lines.append(f"evaluation: {1e3 * self.evaluate_s:.0f} ms an image")
         lines.append(f"memory {amount(self.memory)}; a checkpoint is {amount(self.checkpoint)}")
+        if self.fit is not None:
+            lines.append(str(self.fit))
         return "\n".join(lines)
 
 
@@ -178,12 +183,32 @@ class Forecast:
         return "\n".join(lines)
 
 
-class _Short(Trainer):
-    """A training that ends every epoch after a few steps, and keeps no decoded image: a large dataset would not."""
+class Short(Trainer):
+    """A training with an epoch of a few steps for every stage; it keeps no decoded image: a large dataset would not."""
 
     cache_bytes = 0
     probed = 0
-    each: int
+    each: int  # steps of an epoch
+
+    @classmethod
+    def of(cls, recipe: Any, batch: int, plan: Plan, dataset: Dataset, folder: Path, steps: int) -> Self:
+        """One of `steps` steps of `batch` images in all stages of `recipe` together, in an empty `folder`."""
+        stages = stages_of(recipe.timeline)
+        each = ceil(steps / len(stages))
+        if each < 2:
+            raise RecipeError(
+                f"A dry run needs at least two steps for each of the {len(stages)} stages of {recipe.name}; got "
+                f"steps={steps}. Give {2 * len(stages)} or more."
+            )
+        short = replace(recipe, timeline=one_epoch_each(recipe.timeline), batch=batch, return_to_best=False)
+        plan = replace(plan, evaluate_every=len(stages), save_every=None, patience=None)
+        learned = dataset.train
+        if learned is not None and len(learned) < batch:
+            dataset = replace(dataset, train=learned.take(i % len(learned) for i in range(batch)))
+        plan.write(folder)
+        trainer = cls(short, plan, dataset, folder, Silent())
+        trainer.each = each
+        return trainer
 
     def _batches(self) -> Iterator[Batch]:
         """The first batches of the epoch, over and over if there are too few."""
@@ -199,33 +224,19 @@ def rehearse(recipe: Any, batch: int, plan: Plan, dataset: Dataset, folder: Path
 
     plan: of the training; its device, precision, weights and seed count. Raises what a training raises.
     """
-    names = [name for name, length in lengths(recipe.timeline).items() if length]
-    each = ceil(steps / len(names))
-    if each < 2:
-        raise RecipeError(
-            f"A dry run needs at least two steps for each of the {len(names)} stages of {recipe.name}; got "
-            f"steps={steps}. Give {2 * len(names)} or more."
-        )
-    short = replace(recipe, timeline=one_epoch_each(recipe.timeline), batch=batch, return_to_best=False)
-    plan = replace(plan, workers=0, evaluate_every=len(names), save_every=None, patience=None)
-    learned = dataset.train
-    if learned is not None and len(learned) < batch:
-        dataset = replace(dataset, train=learned.take(i % len(learned) for i in range(batch)))
     if dataset.val is not None:
         dataset = replace(dataset, val=dataset.val.take(range(min(len(dataset.val), SHOWN))))
-    plan.write(folder)
+    trainer = Short.of(recipe, batch, replace(plan, workers=0), dataset, folder, steps)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trainer = _Short(short, plan, dataset, folder, Silent())
-    trainer.each = each
     run = trainer.fit()
-    rows, evaluated = run.metrics("step"), run.metrics("epoch")
+    rows, evaluated, stages = run.rows("step"), run.rows("epoch"), stages_of(recipe.timeline)
     return Rehearsal(
         recipe=recipe,
         batch=batch,
         device=str(trainer.device),
         precision=str(trainer.precision).removeprefix("torch."),
-        paces=tuple(_pace(name, [row for row in rows if row["epoch"] == i], batch) for i, name in enumerate(names)),
+        paces=tuple(_pace(name, [row for row in rows if row["epoch"] == i], batch) for i, name in enumerate(stages)),
         evaluate_s=evaluated[-1]["evaluate_s"] / len(trainer.splits["val"]) if evaluated else None,
         memory=round(rows[-1]["memory_mib"] * 2**20),
         checkpoint=run.last.stat().st_size,
@@ -247,6 +258,11 @@ def lengths(clock: Timeline) -> dict[str, int]:
     """How many epochs each stage of a timeline lasts."""
     warm, dense = clock.warm, max(clock.dense, clock.warm)
     return {"warm": warm, "dense": dense - warm, "augment": clock.augment - dense, "clean": clock.total - clock.augment}
+
+
+def stages_of(clock: Timeline) -> list[str]:
+    """The stages that a timeline has, in order."""
+    return [name for name, length in lengths(clock).items() if length]
 
 
 def one_epoch_each(clock: Timeline) -> Timeline:

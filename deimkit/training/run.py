@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deimkit.errors import CheckpointError, DeimkitError, RecipeError
-from deimkit.ranks import ALONE, Ranks
+from deimkit.ranks import ALONE, NEW_STORE, Ranks
 from deimkit.training.claim import HANDOVER, Claim, holder
+from deimkit.training.metrics import INDEX, frame, known_kind
+from deimkit.training.slurm import job_script
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from deimkit.explore.board import Board
+
+KIND = re.compile(r'\{"kind": "(\w+)"')  # how rows begin that are of several kinds
 
 
 @dataclass(frozen=True)
@@ -28,14 +35,17 @@ class Plan:
     """What a run needs to know beside its recipe; saved as `run.json`.
 
     data: path of the dataset or "synthetic". fingerprint: what it held when the run began (`Dataset.fingerprint`), or
-    "" if nobody looked. device: "auto", "cpu", "cuda", "mps". precision: "auto" (bf16 on a GPU
-    that has it, else fp32), "bf16", "fp16", "fp32". workers: loader processes, or None for what suits the machine.
-    accumulate: micro-batches per step. on_problem: "refuse" to train on a dataset with errors, or "skip" the images
-    that have them. patience: epochs without a better AP before stopping, or None. evaluate_every: epochs between
-    evaluations. save_every: steps between checkpoints within an epoch, or None. weights: a file to start from, or None.
-    devices: processes on this machine that share every batch, one for each GPU. nodes: machines that do, and rdzv: the
-    host:port at which they meet (one of them; the same command is given on each). restarts: how often all processes
-    start again from the last checkpoint when one of them is lost.
+    "" if nobody looked. device: "auto", "cpu", "cuda", "mps". precision: "auto" (bf16 on a GPU that has it, else fp32),
+    "bf16", "fp16", "fp32". workers: loader processes, or None for what suits the machine. accumulate: micro-batches per
+    step, or "auto": one, and twice as many whenever a step runs out of memory. on_problem: "refuse" to train on a
+    dataset with errors, or "skip" the images that have them. patience: epochs without a better AP before stopping, or
+    None. evaluate_every: epochs between evaluations. save_every: steps between checkpoints within an epoch, or None.
+    weights: a file to start from, or None. devices: processes on this machine that share every batch, one for each GPU.
+    nodes: machines that do, and rdzv: the host:port of one of them, at which they meet (each `resume`s the run, whose
+    folder all see). restarts: how often all processes start again from the last checkpoint when one of them is lost.
+    deterministic: the same bits every time on a GPU too, for more time and memory; a CPU gives them anyhow. compile:
+    let torch compile the detector, which takes minutes and may pay in long runs on a GPU (`deimkit profile --compile`).
+    loggers: tools that show the run as well, "tensorboard", "wandb", "mlflow", each by its own library.
     """
 
     data: str
@@ -44,7 +54,7 @@ class Plan:
     precision: str = "auto"
     seed: int = 0
     workers: int | None = None
-    accumulate: int = 1
+    accumulate: int | Literal["auto"] = 1
     on_problem: str = "refuse"
     patience: int | None = None
     evaluate_every: int = 1
@@ -54,23 +64,48 @@ class Plan:
     nodes: int = 1
     rdzv: str | None = None
     restarts: int = 3
+    deterministic: bool = False
+    compile: bool = False
+    loggers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "loggers", tuple(self.loggers))  # JSON has lists
         for name, known in {"precision": ("auto", "bf16", "fp16", "fp32"), "on_problem": ("refuse", "skip")}.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
-        for name in ("accumulate", "evaluate_every", "patience", "save_every", "devices", "nodes"):
+        for name in ("evaluate_every", "patience", "save_every", "devices", "nodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name} must be at least 1; got {value}.")
+        if self.accumulate != "auto" and (isinstance(self.accumulate, str) or self.accumulate < 1):
+            raise RecipeError(f"accumulate must be at least 1, or 'auto'; got {self.accumulate!r}.")
+        if self.compile and self.deterministic:
+            raise RecipeError(
+                "compile and deterministic cannot both be True: what torch compiles may sum in any order."
+            )
+        if self.accumulate == "auto" and self.processes > 1:
+            raise RecipeError(
+                "accumulate='auto' is for a single process; several need to agree: `rehearse(..., batch='largest')` "
+                "says which number fits."
+            )
 
-        if self.nodes > 1 and not self.rdzv:
-            raise RecipeError(f"{self.nodes} nodes need rdzv='HOST:PORT' to meet at; got {self.rdzv!r}.")
+    @property
+    def parts(self) -> int:
+        """Micro-batches of the first step."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
     @property
     def processes(self) -> int:
         """How many share every batch."""
         return self.devices * self.nodes
+
+    def expect_meeting(self) -> None:
+        """Raise `RecipeError` if several machines have no place to meet; a job of Slurm finds one itself."""
+        if self.nodes > 1 and not self.rdzv:
+            raise RecipeError(
+                f"{self.nodes} nodes need rdzv='HOST:PORT' to meet at, or a job of Slurm: `prepare` the run, then "
+                f"`Run.sbatch`; got rdzv={self.rdzv!r}."
+            )
 
     @staticmethod
     def read(folder: Path) -> Plan:
@@ -91,6 +126,7 @@ class Run:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self._launched: subprocess.Popen[bytes] | None = None  # by this handle
         if not (self.folder / "run.json").is_file():
             raise CheckpointError(
                 f"No run in {self.folder} (no run.json). "
@@ -121,9 +157,21 @@ class Run:
         """The page that sums the run up."""
         return self.folder / "report.html"
 
-    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The rows written so far: kind "step" (every loss term), "epoch" (AP and times), or both."""
-        return [r for r in read_rows(self.folder / "metrics.jsonl") if kind in (None, r.get("kind"))]
+    def rows(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """What was measured so far as it lies in `metrics.jsonl`: the rows of one kind (see `metrics`), or all."""
+        return list(each_row(self.folder / "metrics.jsonl", *([] if kind is None else [known_kind(kind)])))
+
+    def metrics(self, kind: str = "epoch") -> DataFrame:
+        """What was measured so far as a pandas DataFrame, in which a number that was not finite is NaN.
+
+        kind: "epoch" has a row for every evaluated epoch, the first being 0: seconds, AP to ARl in [0, 1], and for each
+        class "AP/cat", "AP50/cat", ... "step" has one for every step of the run: its epoch, loss, rate, seconds, and
+        every weighted term, such as "mal/final". "matching" has what the matcher saw at every tenth step
+        (`Microscope.row`), on the same index, and "probe" how the matches changed with each epoch (`Probe.row`).
+        Raises `DeimkitError` for another kind, and if pandas is not installed. `rows` has the same as plain values.
+        """
+        whole = INDEX[known_kind(kind)]  # of which there is a row for every step, even where `kind` has fewer
+        return frame(each_row(self.folder / "metrics.jsonl", kind, whole), kind)
 
     def events(self) -> list[dict[str, Any]]:
         """What happened: started, resumed, skipped, rolled back, dropped, stopped, finished, failed."""
@@ -175,6 +223,16 @@ class Run:
 
         return Board(self, *others)
 
+    def resume(self, wait: bool = True, progress: bool = True) -> Run:
+        """Continue this run from its last checkpoint, exactly as if it had never stopped; a finished one is left as is.
+
+        wait: return when it has ended, rather than train it in a process of its own. progress: say how far it is.
+        Raises `DataError` if its data is not what it was; `deimkit.resume(run, dataset=...)` goes on with other data.
+        """
+        from deimkit.api import resume
+
+        return resume(self, wait=wait, progress=progress)
+
     def stop(self) -> None:
         """Ask the training process to save a checkpoint and leave after its current step."""
         (self.folder / "stop").touch()
@@ -182,7 +240,7 @@ class Run:
     def wait(self, timeout: float | None = None) -> Run:
         """Return when the training process has ended; raises `DeimkitError` with its last words if it failed."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self.pid is not None:
+        while self.pid is not None or (self._launched is not None and self._launched.poll() is None):
             if deadline is not None and time.monotonic() > deadline:
                 raise DeimkitError(
                     f"{self.folder} is still training after {timeout:.0f} s; wait longer or call stop()."
@@ -198,24 +256,33 @@ class Run:
         Where several are to share it, that process is torchrun, which starts and watches the others.
         """
         command = [sys.executable, *self.launcher(), "-m", "deimkit", "train", "--resume", str(self.folder), "--wait"]
-        with Claim(self.folder) as claim, open(self.folder / "log.txt", "ab") as log:
-            self.note("launched")
-            process = subprocess.Popen(
+        if Plan.read(self.folder).nodes > 1:  # all machines launch it, and the first process claims it
+            self._launched = self._launch(command, {NEW_STORE: "1"})
+        else:
+            with Claim(self.folder) as claim:
+                self._launched = self._launch(command, {HANDOVER: str(claim.handle)}, pass_fds=[claim.handle])
+                claim.name(self._launched.pid)
+        Thread(target=self._launched.wait, daemon=True).start()  # so that it leaves no zombie here
+        return self
+
+    def _launch(self, command: list[str], environment: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
+        """A process that has nothing to do with this one, and whose words go into the folder."""
+        self.note("launched")
+        with open(self.folder / "log.txt", "ab") as log:
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                pass_fds=[claim.handle],
-                env={**os.environ, HANDOVER: str(claim.handle)},
+                env={**os.environ, **environment},
+                **options,
             )
-            claim.name(process.pid)
-        Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie here
-        return self
 
     def launcher(self) -> list[str]:
         """The arguments of Python that make torchrun start this run's processes; none for a single one."""
         plan = Plan.read(self.folder)
+        plan.expect_meeting()
         if plan.processes == 1:
             return []
         meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={plan.rdzv}", f"--rdzv-id={self.folder.name}"]
@@ -224,6 +291,34 @@ class Run:
             f"--max-restarts={plan.restarts}",
             *(meet if plan.rdzv else ["--standalone"]),
         ]
+
+    def sbatch(
+        self,
+        time: str = "24:00:00",
+        partition: str | None = None,
+        account: str | None = None,
+        cpus: int | None = None,
+        notice: int = 300,
+        lines: Sequence[str] = (),
+    ) -> Path:
+        """Write `job.sh` into the folder: the job for Slurm that trains this run, as often as it takes to finish it.
+
+        `sbatch` that file, on a cluster whose nodes see the folder, the data and this Python at the same paths. Nodes
+        and GPUs are those of the plan. time: "[DAYS-]HOURS:MINUTES:SECONDS"; `notice` seconds before it is over the run
+        saves and leaves, and the job waits in the queue again, as it does when it is preempted or loses a node; not
+        when it failed, or after `stop()`. partition, account: as the cluster has them. cpus: cores of each node, by
+        default one for each process and its loaders. lines: further options of sbatch, such as "--mem=200G".
+
+        From elsewhere `state`, `rows`, `board` and `stop` work as ever. `pid` and `wait` need a file system that shares
+        its locks (flock) between machines; Slurm itself sees to it that a run has one job at a time. Returns the file.
+        Raises `RecipeError`.
+        """
+        script = job_script(
+            self.folder, Plan.read(self.folder), time, partition, account, cpus=cpus, notice=notice, lines=lines
+        )
+        job = self.folder / "job.sh"
+        job.write_text(script, encoding="utf-8")
+        return job
 
     def _last_words(self) -> str:
         """Why the run ended before it should have."""
@@ -262,11 +357,22 @@ def plain(value: Any) -> Any:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file; a line that a crash cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
-        with suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
+    return list(each_row(path))
+
+
+def each_row(path: Path, *kinds: str) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file one by one, of these kinds or of all; a line that a crash cut short is left out."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            begins = KIND.match(line) if kinds else None
+            if begins and begins[1] not in kinds:
+                continue  # without parsing it, which is what takes time
+            with suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                if not kinds or row.get("kind") in kinds:
+                    yield row
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

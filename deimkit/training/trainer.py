@@ -8,12 +8,13 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from deimkit.data.dataset import Dataset, Split
 from deimkit.data.loader import Loader
@@ -23,18 +24,29 @@ from deimkit.models.detector import Detector
 from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Batch
 from deimkit.training import checkpoint
+from deimkit.training.deterministic import deterministic
 from deimkit.training.learner import Learner
-from deimkit.training.machine import default_workers, peak_memory, pick_device, pick_precision, versions
+from deimkit.training.loggers import Loggers, open_loggers
+from deimkit.training.machine import (
+    default_workers,
+    peak_memory,
+    pick_device,
+    pick_precision,
+    random_state,
+    set_random_state,
+    versions,
+)
+from deimkit.training.memory import release
 from deimkit.training.microscope import Microscope, Probe
 from deimkit.training.progress import Progress, Silent
 from deimkit.training.ready import culprit, expect_equal_shares, usable
+from deimkit.training.replay import Finding, examine, keep
 from deimkit.training.run import Plan, Run, append, keep_rows
 from deimkit.training.timeline import BestTracker
 
 SKIPS = 5  # non-finite steps in a row before the run goes back to its last checkpoint
 ROLLBACKS = 2  # times it goes back before it stops
 VAL_PER_WORKER = 256  # images to measure on that are worth starting a process for
-REPLAYS = 20  # batches of non-finite steps that are kept for a look, the newest
 POSITION = ("epoch", "step_in_epoch", "global_step", "epoch_s", "best_epoch", "skips", "rollbacks")
 
 
@@ -69,11 +81,12 @@ class Trainer:
         self.categories = dataset.categories
         self.timeline = recipe.timeline
         self.interrupted = False
-        expect_equal_shares(recipe.batch, len(self.splits["train"]), ranks.world, plan.accumulate)
+        expect_equal_shares(recipe.batch, len(self.splits["train"]), ranks.world, plan.parts)
 
     def fit(self) -> Run:
         """Train to the end of the timeline, or to the first of: a stop request, no better AP for `patience` epochs."""
-        with self._signals(), torch.random.fork_rng(devices=self._cuda_devices()):
+        exactly = deterministic() if self.plan.deterministic else nullcontext()
+        with self._signals(), exactly, torch.random.fork_rng(devices=self._cuda_devices()):
             self._prepare()
             try:
                 self._epochs()
@@ -81,6 +94,7 @@ class Trainer:
                 raise DeimkitError(self._too_large()) from error
             finally:
                 self.loader.close()
+                self.loggers.close("failed")  # unless they were told how it ended
         return self.run
 
     # ------------------------------------------------------------------ set-up
@@ -100,12 +114,15 @@ class Trainer:
                 f"{self.recipe.name} keeps its stem and batch norms frozen, which is meant for pretrained weights; "
                 'without weights=, such as weights="imagenet", they stay as they were drawn'
             )
-        self.learner = Learner(self.recipe, model.to(self.device), self.precision, self.plan.accumulate, self.ranks)
+        self.learner = Learner(
+            self.recipe, model.to(self.device), self.precision, self.plan.parts, self.ranks, self.plan.compile
+        )
         self.epoch, self.step_in_epoch, self.global_step = 0, 0, 0
         self.epoch_s = 0.0  # spent on the steps of the current epoch
         self.tracker = BestTracker(self.timeline.augment, reloads=self.recipe.return_to_best)
         self.best_epoch = -1
         self.skips, self.rollbacks = 0, 0
+        self.series: Path | None = None  # where the batches of the steps go that are not finite in a row
         self.dropped: dict[str, list[Id]] = {}
         self.scope = Microscope()
         shown = self.splits.get("val", self.splits["train"])
@@ -113,6 +130,7 @@ class Trainer:
         if resumed:
             self._restore(checkpoint.load(self.run.last))
         self._open_loader()
+        self.loggers = self.ranks.once(self._open_loggers) or Loggers(self._lost)
         if self.ranks.main:
             self._forget_what_comes_again()
         self._note_start("resumed" if resumed else "started")
@@ -154,6 +172,20 @@ class Trainer:
         keep_rows(self.folder / "metrics.jsonl", lambda row: (row["epoch"], row.get("step", math.inf)) < here)
         keep_rows(self.folder / "events.jsonl", lambda row: True)
 
+    def _record(self, kind: str, trained: int, **numbers: Any) -> dict[str, Any]:
+        """Write a row, and show it in every logger; trained: steps since the beginning, those it is about included."""
+        row = {"kind": kind, "epoch": self.epoch, "global_step": trained, **numbers}
+        append(self.folder / "metrics.jsonl", row)
+        self.loggers.log(row)
+        return row
+
+    def _open_loggers(self) -> Loggers:
+        return open_loggers(self.plan.loggers, self.folder, self.recipe, self.plan, self.global_step, self._lost)
+
+    def _lost(self, name: str, why: str) -> None:
+        self._note("logger_lost", logger=name, why=why)
+        self.progress.line(f"goes on without {name}: {why}")
+
     def _note(self, event: str, **facts: Any) -> None:
         """Write down that something happened, once for all processes."""
         if self.ranks.main:
@@ -180,6 +212,7 @@ class Trainer:
                 return
             self._end_epoch()
         event = "finished" if self.epoch == self.timeline.total else "early_stop"
+        self.loggers.close(event)
         self._note(event, epoch=self.epoch, best_epoch=self.best_epoch, AP=self.tracker.best)
 
     def _out_of_patience(self) -> bool:
@@ -196,6 +229,7 @@ class Trainer:
 
     def _leave(self) -> None:
         self._save(self.run.last)
+        self.loggers.close("stopped")
         self._note("stopped", epoch=self.epoch, step=self.step_in_epoch)
         self.progress.line(
             f"stopped in epoch {self.epoch + 1} after {self.step_in_epoch} steps; resume goes on from there"
@@ -205,8 +239,7 @@ class Trainer:
         """Measure what was learned, keep it, and go on to the next epoch."""
         ap = self._evaluate()
         if self.ranks.main:
-            moved = self.probe.row(cast(Detector, self.learner.ema.model))
-            append(self.folder / "metrics.jsonl", {"kind": "probe", "epoch": self.epoch, **moved})
+            self._record("probe", self.global_step, **self.probe.row(cast(Detector, self.learner.ema.model)))
         save, reload = self.tracker.ends(self.epoch, ap) if ap is not None else (None, False)
         if save:
             self.best_epoch = self.epoch
@@ -287,8 +320,6 @@ class Trainer:
         if not self.ranks.main:
             return
         row = {
-            "kind": "step",
-            "epoch": self.epoch,
             "step": self.step_in_epoch - 1,
             "loss": sum(terms.values()) if terms else math.nan,
             "lr": self.learner.lr,
@@ -299,7 +330,7 @@ class Trainer:
             "memory_mib": self._memory(),
             "terms": terms,
         }
-        append(self.folder / "metrics.jsonl", row)
+        row = self._record("step", self.global_step, **row)
         left = per_step * (self.steps * (self.timeline.total - self.epoch) - self.step_in_epoch)
         self.progress.step(row, self.steps, self.timeline.total, left)
 
@@ -307,56 +338,78 @@ class Trainer:
     def _step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; returns every weighted loss term, or {} if the step was skipped as non-finite."""
         self.learner.set_rates(self.timeline.lr_factor(self.global_step, self.steps))
-        batch.targets.check(len(batch), len(self.categories), batch.names)
-        batch = batch.to(self.device, non_blocking=True).finish()
+        drawn = random_state(self.device)
         try:
-            terms = self.learner.learn(batch, self.scope.watch_for(self.global_step) if self.ranks.main else None)
+            terms = self._learned(batch)
         except NonFiniteError as error:
-            self._skip(batch, error)
+            self._skip(batch, error, drawn)
             return {}
-        self.skips = 0
+        self.skips, self.series = 0, None
         seen = self.scope.row()
         if seen is not None:
-            where = {"epoch": self.epoch, "step": self.step_in_epoch}
-            append(self.folder / "metrics.jsonl", {"kind": "matching", **where, **seen})
+            self._record("matching", self.global_step + 1, step=self.step_in_epoch, **seen)
         return terms
 
-    def _skip(self, batch: Batch, error: NonFiniteError) -> None:
-        """The policy for a non-finite step: save its batch for replay and skip it; then roll back; then stop."""
+    def _learned(self, batch: Batch) -> dict[str, float]:
+        """The terms of a step; one that runs out of memory is taken again in smaller parts, if the plan lets it."""
+        while True:
+            try:
+                return self.learner.learn(batch, self.scope.watch_for(self.global_step) if self.ranks.main else None)
+            except torch.OutOfMemoryError:
+                if self.plan.accumulate != "auto" or self.learner.accumulate >= len(batch):
+                    raise
+            release()  # what the step held is free only after the error that held it
+            self.scope.step = None  # what it has seen is seen again
+            self.learner.accumulate = min(2 * self.learner.accumulate, len(batch))
+            where = {"epoch": self.epoch, "step": self.step_in_epoch}
+            self._note("out_of_memory", accumulate=self.learner.accumulate, **where)
+            self.progress.line(
+                f"step {self.step_in_epoch} of epoch {self.epoch} does not fit into the memory of {self.device}; goes "
+                f"on with accumulate={self.learner.accumulate}"
+            )
+
+    def _skip(self, batch: Batch, error: NonFiniteError, drawn: dict[str, Tensor]) -> None:
+        """The policy for a non-finite step: keep its batch for a replay and skip it; then roll back; then stop."""
         self.skips += 1
         where = {"epoch": self.epoch, "step": self.step_in_epoch}
-        which = f"_rank{self.ranks.rank}" if self.ranks.many else ""
-        replay = self.folder / "replay" / f"epoch{self.epoch}_step{self.step_in_epoch}{which}.pt"
-        replay.parent.mkdir(exist_ok=True)
-        older = sorted(replay.parent.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
-        for path in older[: max(len(older) - REPLAYS + 1, 0)]:
-            path.unlink(missing_ok=True)  # another process may have been faster
-        state = {"images": batch.images.cpu(), "names": batch.names, **vars(batch.targets.to("cpu"))}
-        checkpoint.save(replay, state)
-        self._note("skipped", why=str(error), images=batch.names, batch=replay, **where)
+        place = f"epoch{self.epoch}_step{self.step_in_epoch}"
+        self.series = self.series or self.folder / "replay" / f"from_{place}"
+        file = self.series / f"{place}_rank{self.ranks.rank}.pt" if self.ranks.many else self.series / f"{place}.pt"
+        facts = {"recipe": repr(self.recipe), "categories": self.categories.to_dict(), "device": str(self.device)}
+        facts |= {"precision": str(self.precision).removeprefix("torch."), "why": str(error), "where": where}
+        self._in_all(lambda: keep(file, self.learner, batch, drawn, facts))
+        looks = self.ranks.gather((batch.names, examine(self.learner, batch, drawn)))
+        names = [name for mine, _ in looks for name in mine]
+        finding = Finding(looks[0][1].module, {name: what for _, f in looks for name, what in f.images.items()})
+        said = f"{error} {finding}".strip()
+        self._note(
+            "skipped", why=said, images=names, at_fault=finding.images, module=finding.module, batch=file, **where
+        )
         self.progress.line(
-            f"skipped step {self.step_in_epoch} of epoch {self.epoch}: {error} Its batch is in {replay}."
+            f"skipped step {self.step_in_epoch} of epoch {self.epoch}: {said} Its batch is in {file}; `deimkit replay` "
+            "tries it again."
         )
         if self.skips < SKIPS:
             return
         if self.rollbacks == ROLLBACKS:
             raise NonFiniteError(
                 f"{error} {SKIPS} steps in a row were not finite, {ROLLBACKS + 1} times, although the run went back "
-                f"to its last checkpoint. The batches are in {replay.parent}; try precision='fp32' or a lower learning "
-                "rate."
+                f"to its last checkpoint. The batches are in {self.series.parent}; try precision='fp32' or a lower "
+                "learning rate."
             )
         self.rollbacks += 1
-        self.skips = 0
+        self.skips, self.series = 0, None
         state = checkpoint.load(self.run.last)
         self.learner.load_state_dict(state)
         self._note("rolled_back", to_epoch=state["epoch"], to_step=state["step_in_epoch"], **where)
 
     def _too_large(self) -> str:
         height, width = self.recipe.size
-        more = 2 * self.plan.accumulate
+        parts = self.learner.accumulate
         return (
-            f"A step of {self.recipe.batch} images of {height} x {width} in {self.plan.accumulate} part(s) does not "
-            f"fit into the memory of {self.device}. Train with accumulate={more}, or with a smaller batch or size."
+            f"A step of {self.recipe.batch} images of {height} x {width} in {parts} part(s) does not "
+            f"fit into the memory of {self.device}. Train with accumulate={2 * parts} or 'auto', or with a smaller "
+            "batch or size."
         )
 
     # ------------------------------------------------------------------ evaluation
@@ -369,7 +422,7 @@ class Trainer:
         metrics = self._measure()
         seconds = {"train_s": round(self.epoch_s, 2), "evaluate_s": round(time.monotonic() - started, 2)}
         if self.ranks.main:
-            append(self.folder / "metrics.jsonl", {"kind": "epoch", "epoch": self.epoch, **seconds, **metrics})
+            self._record("epoch", self.global_step, **seconds, **metrics)
         best = "  best" if metrics["AP"] > (self.tracker.best or 0) else ""
         self.progress.line(
             f"epoch {self.epoch + 1:>3}/{self.timeline.total}  {self.timeline.stage(self.epoch):<7}  "
@@ -381,7 +434,7 @@ class Trainer:
     def _measure(self) -> dict[str, Any]:
         from deimkit.evaluation.measure import measure
 
-        batch = max(1, min(2 * self.recipe.batch // self.plan.accumulate, 32))
+        batch = max(1, min(2 * self.recipe.batch // self.learner.accumulate, 32))
         while True:
             try:
                 return measure(
@@ -422,10 +475,14 @@ class Trainer:
         self._write(lambda: checkpoint.save(path, self._state()))
 
     def _write(self, write: Callable[[], Any]) -> None:
+        """Let the first process write something, and go on when it is there."""
+        self._in_all(lambda: write() if self.ranks.main else None)
+
+    def _in_all(self, write: Callable[[], Any]) -> None:
+        """Let every process write something; what fails in one fails in all."""
         failure = None
         try:
-            if self.ranks.main:
-                write()
+            write()
         except CheckpointError as error:
             failure = error
         self.ranks.agree(failure)
@@ -449,8 +506,8 @@ class Trainer:
             "tracker": asdict(self.tracker),
             "probe": self.probe.state_dict(),
             "dropped": self.dropped,
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "accumulate": self.learner.accumulate,
+            **random_state(self.device),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -470,13 +527,14 @@ class Trainer:
         for name in POSITION:
             setattr(self, name, state[name])
         self.tracker = BestTracker(**state["tracker"])
-        self.probe.load_state_dict(state["probe"])
+        if "probe" in state:  # older checkpoints have none, and the comparison of epochs begins anew
+            self.probe.load_state_dict(state["probe"])
         self.dropped = state["dropped"]
+        if self.plan.accumulate == "auto":
+            self.learner.accumulate = state.get("accumulate", 1)
         for name, images in self.dropped.items():
             self.splits[name] = self.splits[name].without(images)
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        set_random_state(state, self.device)
 
     # ------------------------------------------------------------------ surroundings
     def _memory(self) -> float:

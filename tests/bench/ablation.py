@@ -53,7 +53,7 @@ def trained(recipe: Recipe, data: str, seed: int, epochs: int | None, folder: Pa
         dk.resume(folder)
     if not finished(folder):
         raise SystemExit(f"{folder} was stopped; the same command goes on with it")
-    return dk.Run(folder).metrics("epoch")
+    return dk.Run(folder).rows("epoch")
 
 
 def main() -> None:

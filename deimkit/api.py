@@ -128,7 +128,8 @@ def train(
     shown = Progress() if progress and ranks.main else Silent()
     fit = {"epochs": epochs, "batch": batch, "size": size, "lr": lr}
     options = {"device": device, "seed": seed, "weights": weights, **plan}
-    begun = ranks.most(int(ranks.restarted)) > 0 and (folder / "run.json").is_file()  # each machine counts its own
+    restarted = ranks.most(int(ranks.restarted)) > 0  # each machine counts its own
+    begun = ranks.most(int(restarted and ranks.main and (folder / "run.json").is_file())) > 0
     dataset = None if begun else ranks.once(partial(_begin, folder, recipe, data, fit, options, shown, wait=wait))
     return resume(folder, wait=wait, progress=progress, dataset=dataset if wait and not ranks.many else None)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -361,3 +364,14 @@ def test_workers_pin_for_the_gpu() -> None:
     loader = Loader(memory(8), 4, 64, Augment(), workers=1)
     assert all(batch.images.is_pinned() for batch in loader.epoch(0))
     loader.close()
+
+
+def test_a_loader_process_leaves_the_first_signal_to_the_training() -> None:
+    """A second SIGTERM ends it, for that one is from whoever finds that it hangs."""
+    code = (
+        "import os, signal; from deimkit.data.loader import _heed_no_signal; _heed_no_signal(0); "
+        "[os.kill(os.getpid(), kind) for kind in (signal.SIGINT, signal.SIGTERM)]; print('here', flush=True); "
+        "os.kill(os.getpid(), signal.SIGTERM); print('there')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "here\n" and done.returncode == -signal.SIGTERM

@@ -482,3 +482,8 @@ def test_mlflow_takes_long_values_and_many_of_them() -> None:
     assert [len(part) for part in sent] == [1000, 201]
     assert (sent[0][0].key, sent[0][0].step, sent[0][0].timestamp) == ("t0", 1, 1500)
     assert (sent[1][-1].key, sent[1][-1].value) == ("global_step", 4)
+
+
+def test_ids_that_a_crash_cut_short_are_none(tmp_path: Path) -> None:
+    (tmp_path / "loggers.json").write_text("")
+    assert loggers.read_kept(tmp_path) == {} == loggers.read_kept(tmp_path / "absent")

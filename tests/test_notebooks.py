@@ -123,6 +123,7 @@ def test_notebook_runs_and_finds_what_it_promises(path: Path, tmp_path: Path) ->
     CHECKS[path.stem](execute(path, tmp_path)[0])
 
 
+@pytest.mark.slow
 def test_a_training_on_coco_is_rehearsed_on_coco128(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,3 +217,29 @@ def test_the_command(tmp_path, data, monkeypatch, capsys):
     said = json.loads(last)
     assert said["reproduced"] and list(said["at_fault"].values()) == ["its pixels are not finite"]
     assert text[0].startswith("2 images with ") and text[0].endswith("step 1 of epoch 0, tried again in float32 on cpu")
+
+
+def test_what_was_kept_before_a_kill_makes_way(tmp_path, data):
+    """The same steps come again after a kill, with other weights; another process's share of this step stays."""
+    one = trainer(tmp_path / "run", data, SHORT)
+    one._prepare()
+    batch, drawn = next(one.loader.epoch(1)), random_state(CPU)
+    series = tmp_path / "run" / "replay" / "from_epoch0_step1"
+    facts = {"why": "inf", "where": {"epoch": 0, "step": 1}}
+    module.keep(series / "epoch0_step1_rank0.pt", one.learner, batch, drawn, facts, begins=True)
+    module.keep(series / "epoch0_step2_rank0.pt", one.learner, batch, drawn, facts, begins=False)
+    before = module.read(series / "epoch0_step1_rank0.pt")["model"]
+    with torch.no_grad():
+        next(one.learner.model.parameters()).add_(1)
+    torch.save({}, series / "epoch0_step1_rank1.pt")
+    module.keep(series / "epoch0_step1_rank0.pt", one.learner, batch, drawn, facts, begins=True)
+    assert sorted(path.name for path in series.iterdir()) == [
+        *("epoch0_step1_rank0.pt", "epoch0_step1_rank1.pt", "weights.pt"),
+    ]
+    after = module.read(series / "epoch0_step1_rank0.pt")["model"]
+    assert not equal(before, after) and equal(after, one.learner.model.state_dict())
+    (series.parent / "note.txt").write_text("not a folder")
+    blocked = series.parent / "from_epoch0_step5"
+    blocked.write_text("a file where the folder should be")
+    with pytest.raises(CheckpointError, match="Could not keep a batch in .*from_epoch0_step5"):
+        module.keep(blocked / "epoch0_step5.pt", one.learner, batch, drawn, facts, begins=True)

@@ -291,9 +291,12 @@ class Loader:
 
 
 def _heed_no_signal(worker: int) -> None:
-    """Leave it to the training to end this process: it still needs a batch or two, when all are told to leave."""
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_IGN)
+    """Leave it to the training to end this process: it still needs a batch or two, when all are told to leave.
+
+    A second SIGTERM is for this one alone, from whoever finds that it hangs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def _as_is(parts: Any) -> Any:

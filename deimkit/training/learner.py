@@ -84,9 +84,9 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             for buffer, kept in zip(buffers, before, strict=True):
                 buffer.copy_(kept)
+            self.scaler = self._fresh_scaler(self.scaler.state_dict())  # the old one may have unscaled already
             if isinstance(error, torch.OutOfMemoryError):
                 set_random_state(drawn, self.device)
-                self.scaler = self._fresh_scaler(self.scaler.state_dict())  # the old one may have unscaled already
             raise
         try:
             self._apply()
@@ -171,7 +171,6 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.largest)
         if not torch.isfinite(norm) and self.scaler.get_scale() <= 1:  # 1 too where nothing is scaled
-            self.scaler.update()  # it would not unscale again before it has heard that this step is over
             grads = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
             bad = [name for name, grad in grads if not torch.isfinite(grad).all()]
             raise NonFiniteError(f"The gradient is not finite in {', '.join(bad[:6])}.")

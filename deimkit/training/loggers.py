@@ -1,7 +1,7 @@
 """Loggers show a run in TensorBoard, Weights & Biases or MLflow while it trains, each through its own library.
 
-metrics.jsonl remains what a run is read from; a logger is a window on it. It may fail, hang or be slow: the training
-neither waits for it nor ends with it.
+metrics.jsonl remains what a run is read from; a logger is a window on it. Once it is open it may fail, hang or be slow:
+the training neither waits for it nor ends with it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -338,6 +339,8 @@ class Channel:
             self.logger.close(self.state)
         except Exception as error:  # whatever libraries, disks and networks come up with, the training goes on
             self.failure = f"{type(error).__name__}: {error}"
+            with suppress(Exception):  # it has failed already; what it still holds is to be let go
+                self.logger.close("failed")
 
     def _pass_on(self) -> None:
         points: list[Point] = []
@@ -437,14 +440,19 @@ def open_loggers(
         kept[name] = {"id": logger.id, "told": told}
         has = math.inf if logger.last is None else logger.last
         loggers.add(name, logger, {kind: min(last, has) for kind, last in told.items()})
-    write_kept(folder, kept)
+    try:
+        write_kept(folder, kept)
+    except OSError as error:
+        lost("loggers.json", f"{error}; after an interruption the tools will show another run")
     return loggers
 
 
 def read_kept(folder: Path) -> dict[str, Any]:
     """What loggers.json holds of every logger that was ever opened: its id, and the last step told of each kind."""
-    path = folder / "loggers.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    kept: dict[str, Any] = {}
+    with suppress(OSError, json.JSONDecodeError):  # not there yet, or cut short: the tools begin new runs
+        kept = json.loads((folder / "loggers.json").read_text())
+    return kept
 
 
 def write_kept(folder: Path, kept: dict[str, Any]) -> None:

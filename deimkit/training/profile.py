@@ -247,7 +247,7 @@ def profile_steps(
         device=str(device),
         gpu=of_gpu.name if of_gpu else None,
         precision=str(trainer.precision).removeprefix("torch."),
-        has_bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        has_bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
         workers=trainer.loader.workers,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         threads=torch.get_num_threads(),

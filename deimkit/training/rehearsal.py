@@ -227,8 +227,8 @@ def rehearse(recipe: Any, batch: int, plan: Plan, dataset: Dataset, folder: Path
     if dataset.val is not None:
         dataset = replace(dataset, val=dataset.val.take(range(min(len(dataset.val), SHOWN))))
     trainer = Short.of(recipe, batch, replace(plan, workers=0), dataset, folder, steps)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if trainer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.device)
     run = trainer.fit()
     rows, evaluated, stages = run.rows("step"), run.rows("epoch"), stages_of(recipe.timeline)
     return Rehearsal(

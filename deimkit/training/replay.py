@@ -72,23 +72,36 @@ class Replay:
         )
 
 
-def keep(file: Path, learner: Learner, batch: Batch, drawn: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def keep(
+    file: Path, learner: Learner, batch: Batch, drawn: dict[str, Tensor], facts: dict[str, Any], begins: bool
+) -> None:
     """Keep a batch as the loader gave it, with all that a second try of its step needs.
 
     file: in a folder of its own for every run of such steps, between which no weight changes; those weights are written
-    once, beside it. drawn: the random state before the step. facts: plain values to find there again. Only the newest
-    `KEPT` folders stay. Raises `CheckpointError`.
+    once, beside it, when such a run `begins`. drawn: the random state before the step. facts: plain values to find
+    there again. Only the newest `KEPT` folders stay. Raises `CheckpointError`.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    weights = file.parent / "weights.pt"
-    if learner.ranks.main:
-        if not weights.exists():
-            checkpoint.save(weights, {"model": learner.model.state_dict(), "scaler": learner.scaler.state_dict()})
-        older = sorted(file.parent.parent.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
-        for folder in [folder for folder in older if folder != file.parent][: max(len(older) - KEPT, 0)]:
-            shutil.rmtree(folder)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if begins and learner.ranks.main:
+            _clear(file)
+            weights = {"model": learner.model.state_dict(), "scaler": learner.scaler.state_dict()}
+            checkpoint.save(file.parent / "weights.pt", weights)
+    except OSError as error:
+        raise CheckpointError(f"Could not keep a batch in {file.parent} ({error}). Mend that, then resume.") from error
     values = {field.name: getattr(batch, field.name) for field in fields(batch)} | {"targets": vars(batch.targets)}
     checkpoint.save(file, {"replay": values, "drawn": drawn, "accumulate": learner.accumulate, **facts})
+
+
+def _clear(file: Path) -> None:
+    """Take away what was kept of the same steps before the run was killed, and the oldest folders."""
+    for stale in file.parent.glob("*.pt"):
+        if not stale.name.startswith(file.stem.partition("_rank")[0]):  # other processes write theirs by that name
+            stale.unlink()
+    older = [folder for folder in file.parent.parent.iterdir() if folder.is_dir() and folder != file.parent]
+    older.sort(key=lambda folder: folder.stat().st_mtime_ns)
+    for folder in older[: max(len(older) + 1 - KEPT, 0)]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -136,7 +149,8 @@ def examine(learner: Learner, batch: Batch, drawn: dict[str, Tensor]) -> Finding
     with _left_as_it_is(learner), torch.no_grad(), uncompiled:
         set_random_state(drawn, learner.device)
         with _first_not_finite(learner) as found:
-            _trial(learner, batch, boxes)
+            for part in micro_batches(batch, learner.accumulate):
+                _trial(learner, part, boxes)
         for part in micro_batches(batch, len(batch)):
             said = _trial(learner, part, boxes)
             if said:

@@ -8,7 +8,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -81,20 +81,18 @@ class Trainer:
         self.categories = dataset.categories
         self.timeline = recipe.timeline
         self.interrupted = False
+        self.at_end = ExitStack()  # what is to be closed, however the training ends
         expect_equal_shares(recipe.batch, len(self.splits["train"]), ranks.world, plan.parts)
 
     def fit(self) -> Run:
         """Train to the end of the timeline, or to the first of: a stop request, no better AP for `patience` epochs."""
         exactly = deterministic() if self.plan.deterministic else nullcontext()
-        with self._signals(), exactly, torch.random.fork_rng(devices=self._cuda_devices()):
+        with self._signals(), exactly, torch.random.fork_rng(devices=self._cuda_devices()), self.at_end:
             self._prepare()
             try:
                 self._epochs()
             except torch.OutOfMemoryError as error:
                 raise DeimkitError(self._too_large()) from error
-            finally:
-                self.loader.close()
-                self.loggers.close("failed")  # unless they were told how it ended
         return self.run
 
     # ------------------------------------------------------------------ set-up
@@ -130,7 +128,9 @@ class Trainer:
         if resumed:
             self._restore(checkpoint.load(self.run.last))
         self._open_loader()
+        self.at_end.callback(lambda: self.loader.close())
         self.loggers = self.ranks.once(self._open_loggers) or Loggers(self._lost)
+        self.at_end.callback(self.loggers.close, "failed")  # unless they were told how it ended
         if self.ranks.main:
             self._forget_what_comes_again()
         self._note_start("resumed" if resumed else "started")
@@ -373,11 +373,12 @@ class Trainer:
         self.skips += 1
         where = {"epoch": self.epoch, "step": self.step_in_epoch}
         place = f"epoch{self.epoch}_step{self.step_in_epoch}"
+        begins = self.series is None
         self.series = self.series or self.folder / "replay" / f"from_{place}"
         file = self.series / f"{place}_rank{self.ranks.rank}.pt" if self.ranks.many else self.series / f"{place}.pt"
         facts = {"recipe": repr(self.recipe), "categories": self.categories.to_dict(), "device": str(self.device)}
         facts |= {"precision": str(self.precision).removeprefix("torch."), "why": str(error), "where": where}
-        self._in_all(lambda: keep(file, self.learner, batch, drawn, facts))
+        self._in_all(lambda: keep(file, self.learner, batch, drawn, facts, begins))
         looks = self.ranks.gather((batch.names, examine(self.learner, batch, drawn)))
         names = [name for mine, _ in looks for name in mine]
         finding = Finding(looks[0][1].module, {name: what for _, f in looks for name, what in f.images.items()})
@@ -405,11 +406,12 @@ class Trainer:
 
     def _too_large(self) -> str:
         height, width = self.recipe.size
-        parts = self.learner.accumulate
+        parts, share = self.learner.accumulate, self.recipe.batch // self.ranks.world
+        more = f"accumulate={2 * parts}" if self.ranks.many else f"accumulate={2 * parts} or 'auto'"
+        smaller = f"{more}, or with a smaller batch or size" if 2 * parts <= share else "a smaller size, or recipe"
         return (
-            f"A step of {self.recipe.batch} images of {height} x {width} in {parts} part(s) does not "
-            f"fit into the memory of {self.device}. Train with accumulate={2 * parts} or 'auto', or with a smaller "
-            "batch or size."
+            f"{share} images of {height} x {width} in {parts} part(s) do not fit into the memory of {self.device}. "
+            f"Train with {smaller}."
         )
 
     # ------------------------------------------------------------------ evaluation

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deimkit.errors import CheckpointError, RecipeError
 from deimkit.training.timeline import Timeline, momentum
@@ -180,6 +180,9 @@ class EMA:
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 tensor.data = tensor.data.float()
         self.decay, self.ramp, self.updates = decay, ramp, 0
+        self._followed: nn.Module | None = None
+        self._average: list[Tensor] = []
+        self._current: list[Tensor] = []
 
     @classmethod
     def of(cls, model: nn.Module, timeline: Timeline) -> EMA:
@@ -188,13 +191,20 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards `model`; call it after every optimiser step."""
+        """Move the average towards `model`, which keeps its tensors; call it after every optimiser step."""
         self.updates += 1
+        if model is not self._followed:
+            self._follow(model)
+        pairs = zip(self._current, self._average, strict=True)
+        current = [new.to(old.device, old.dtype) for new, old in pairs]
+        torch._foreach_lerp_(self._average, current, 1 - momentum(self.updates, self.decay, self.ramp))
+
+    def _follow(self, model: nn.Module) -> None:
+        """Look up once which tensors there are: a state dict takes longer than the arithmetic, and a GPU would wait."""
         state = model.state_dict()
         pairs = [(old, state[name]) for name, old in self.model.state_dict().items() if old.is_floating_point()]
-        average = [old for old, _ in pairs]
-        current = [new.to(old.device, old.dtype) for old, new in pairs]
-        torch._foreach_lerp_(average, current, 1 - momentum(self.updates, self.decay, self.ramp))
+        self._average, self._current = [old for old, _ in pairs], [new for _, new in pairs]
+        self._followed = model
 
     def state_dict(self) -> dict[str, Any]:
         return {"shadow": self.model.state_dict(), "updates": self.updates}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from deimkit.explore.curves import FAINT, INK, STAGES, panel
+from deimkit.explore.curves import INK, STAGES, panel, quiet
 from deimkit.training.rehearsal import Forecast, in_words
 
 EVALUATION = "#8a8a8a"
@@ -38,8 +38,5 @@ def draw_forecasts(forecasts: Sequence[Forecast], ax: Axes | None = None) -> Axe
     ax.set_xlabel("hours", color=INK)
     ax.set_xlim(0, 1.12 * max(f.range[1] for f in forecasts))
     ax.invert_yaxis()
-    ax.patch.set_alpha(0)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
+    quiet(ax)
     return ax

@@ -193,6 +193,14 @@ def panel(width: float, height: float, names: float = 0.72) -> Axes:
     return ax
 
 
+def quiet(ax: Axes) -> None:
+    """Leave no background, and of the frame the two axes alone."""
+    ax.patch.set_alpha(0)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(FAINT)
+
+
 def _bar(ax: Axes, event: Event, y: float, total: int) -> None:
     """One stretch of time as a bar of height 0.18 at `y`, with its name if there is room."""
     colour = STAGES.get(event.name) or TRACKS[event.track]
@@ -211,11 +219,8 @@ def _dress(ax: Axes, x: str, y: str) -> None:
     """The quiet look that all curves share."""
     ax.set_xlabel(x, color=INK)
     ax.set_ylabel(y, color=INK)
-    ax.patch.set_alpha(0)
     ax.tick_params(colors=INK, length=3)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
+    quiet(ax)
     shown = ax.get_figure(root=True)
     assert shown is not None
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=round(1.35 * shown.get_figwidth())))

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from deimkit.explore.curves import FAINT, INK, panel
+from deimkit.explore.curves import INK, panel, quiet
 from deimkit.training.profile import PARTS, Profile
 
 COLOURS = {
@@ -51,10 +51,7 @@ def draw_profile(profile: Profile, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("ms", color=INK)
     ax.set_xlim(0, 1.16e3 * longest)
     ax.invert_yaxis()
-    ax.patch.set_alpha(0)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
+    quiet(ax)
     return ax
 
 

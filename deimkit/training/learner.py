@@ -18,6 +18,7 @@ from deimkit.models.detector import Detector
 from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Batch, Targets
 from deimkit.training.compiled import compile_parts, expect_compiler
+from deimkit.training.courier import Courier
 from deimkit.training.machine import random_state, set_random_state
 from deimkit.training.optim import EMA
 
@@ -45,6 +46,7 @@ class Learner:
         self.device = next(model.parameters()).device
         self.largest = recipe.optim.clip or math.inf  # norm of all gradients together
         self.criterion = recipe.criterion()
+        self.courier = Courier(self.device)
         self.model.to(memory_format=torch.channels_last).train()
         self.trained: nn.Module = model
         if ranks.many:  # norms, noisy queries and gradients are those of the batches of all processes
@@ -107,7 +109,7 @@ class Learner:
     def gradients(self, batch: Batch, watch: Watch | None = None) -> dict[str, float]:
         """The first half of `learn`: add up the clipped gradients of all micro-batches, and change no weight."""
         boxes = self._agreed_boxes(batch)
-        batch = batch.to(self.device, non_blocking=True).finish()
+        batch = self.courier.bring(batch).finish()
         total: dict[str, Tensor] = {}
         values: dict[str, float] = {}
         *others, last = micro_batches(batch, self.accumulate)

@@ -276,7 +276,8 @@ class Trainer:
         """What is left of the epoch; an image that cannot be read is dropped, or ends the training: `on_problem`."""
         while True:
             try:
-                yield from self._together(self.loader.epoch(self.epoch, start=self.step_in_epoch))
+                batches = self.loader.epoch(self.epoch, start=self.step_in_epoch)
+                yield from self._together(self.learner.courier.ahead(batches))
                 return
             except DataError as error:
                 self._drop("train", error)

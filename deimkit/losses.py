@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deimkit.boxes import cxcywh_to_xyxy, iou_giou
 from deimkit.distribution import encode, weighting
-from deimkit.matching import widen
+from deimkit.matching import compare, largest, widen
 from deimkit.ranks import ALONE
 from deimkit.structures import Match, Output, Targets
 
@@ -159,7 +159,7 @@ class ClassLoss(Loss):
     """A class loss is two expressions: how likely a class should be, and how much that matters.
 
     Every query has a score for every class. `one` is 1 where a query is matched to a target of that class, and 0
-    elsewhere; `q` is the IoU of the two there, and 0 elsewhere. Each entry costs weight * BCE(p, target).
+    elsewhere; `q` is their `quality` there, the IoU, and 0 elsewhere. Each entry costs weight * BCE(p, target).
     Almost everywhere `one` and `q` are 0: that background is summed over whole outputs at once, and only the M matched
     entries are set right one by one. (A match that gives a query two targets of one class counts its entry twice.)
     """
@@ -170,6 +170,10 @@ class ClassLoss(Loss):
     def target_and_weight(self, p: Tensor, one: float, q: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
         """The two expressions; the target must be 0 where `one` and `q` are. Detach p to pass no gradient."""
 
+    def quality(self, pairs: Pairs) -> Tensor:
+        """How good every pair is, of outputs that can be stacked; passes no gradient. -> (M,)."""
+        return pairs.iou.detach()
+
     def __call__(self, pairs: Pairs) -> Tensor:
         """The weighted cross-entropy of all queries and classes. -> (K,)."""
         values = []
@@ -177,7 +181,7 @@ class ClassLoss(Loss):
             z = part.stack("logits")  # (k, B, Q, C)
             background = self._entries(z, 0.0, 0.0).flatten(1).sum(1)
             z = z.flatten().index_select(0, part.places() * z.shape[-1] + part.labels)  # (M,)
-            matched = self._entries(z, 1.0, part.iou.detach()) - self._entries(z, 0.0, 0.0)
+            matched = self._entries(z, 1.0, self.quality(part)) - self._entries(z, 0.0, 0.0)
             values.append((background + part.sum(matched)) / part.count)
         return torch.cat(values)
 
@@ -221,6 +225,53 @@ class MAL(ClassLoss):
 
     def target_and_weight(self, p: Tensor, one: float, q: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
         return q**self.gamma, self.alpha * (1 - one) * p.detach() ** self.gamma + one
+
+
+@dataclass(frozen=True)
+class QFL(ClassLoss):
+    """Quality focal loss: a score should tell how well the box fits, and counts by how far it is off, object or not.
+
+    The weight passes gradient too, as Focal's does. gamma: the paper's beta. Source: Li et al., "Generalized Focal
+    Loss", Eq. 2.
+    """
+
+    gamma: float = 2.0
+    name: ClassVar[str] = "qfl"
+
+    def target_and_weight(self, p: Tensor, one: float, q: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
+        return q, (q - p).abs() ** self.gamma
+
+
+@dataclass(frozen=True)
+class PSL(ClassLoss):
+    """Position-supervised loss: as QFL, but a score should tell how well the box fits beside the best of its image.
+
+    The target is the squared IoU, rescaled image by image and output by output, so that the best pair aims at the
+    largest IoU that any query has with any target that is matched (the paper's choice for 900 queries), or, with
+    `to_one`, at 1 (the paper's for 300, and what the released code always does); never scaled down. alpha: weight of
+    the matched entries, as in the released code; those of the background have 1 - alpha. The weight passes gradient.
+    Source: Stable-DINO, "position-supervised loss".
+    """
+
+    weight: float = 6.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+    to_one: bool = False
+    name: ClassVar[str] = "psl"
+
+    def target_and_weight(self, p: Tensor, one: float, q: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
+        return q, (self.alpha * one + (1 - self.alpha) * (1 - one)) * (q - p).abs() ** self.gamma
+
+    def quality(self, pairs: Pairs) -> Tensor:
+        """The squared IoU of every pair, rescaled. -> (M,)."""
+        images, queries, _ = pairs.outputs[0].preds.boxes.shape
+        group, groups = pairs.places() // queries, len(pairs.outputs) * images  # output and image as one number
+        fit = pairs.iou.detach() ** 2
+        aim: Tensor | float = 1.0
+        if not self.to_one:
+            boxes = pairs.stack("boxes").detach().flatten(0, 1)  # (K * B, Q, 4)
+            aim = largest(compare(boxes, pairs.wanted, group)[1], group, groups)
+        return fit * (aim / (largest(fit[:, None], group, groups) + 1e-8)).clamp(min=1)
 
 
 @dataclass(frozen=True)

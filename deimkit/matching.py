@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -22,6 +24,8 @@ from deimkit.structures import Match, Output, Targets
 CELLS = 2**20  # costs worked out at once: bounds the memory that a crowded batch takes
 ALONE = 2**20  # costs up to which one thread is done before several have come to terms
 
+Floats = NDArray[np.floating[Any]]
+
 
 class Matcher(Protocol):
     """Says which query answers for which target: one `Match` per output, on any device."""
@@ -29,6 +33,21 @@ class Matcher(Protocol):
     def __call__(self, outputs: Sequence[Output], targets: Targets) -> list[Match]:
         """Match all outputs that share this matcher, of any numbers of queries, in one go."""
         ...
+
+
+class Costs(NamedTuple):
+    """What it costs to give n targets to the T queries of their image, and why: tables of (n, T) without a graph.
+
+    parts: by name, already weighted, so that they add up to `total`. iou: of every pair, in [0, 1].
+    """
+
+    parts: dict[str, Tensor]
+    iou: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The cost that the assignment looks at."""
+        return reduce(torch.add, self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -45,31 +64,32 @@ class Hungarian:
     alpha: float = 0.25
     gamma: float = 2.0
 
-    @torch.no_grad()
     def __call__(self, outputs: Sequence[Output], targets: Targets) -> list[Match]:
         """One `Match` per output, on the CPU, where assignments are solved; sorted by image, then target.
 
         Raises `NonFiniteError` naming the output and the image whose cost is NaN or infinite.
         """
-        order = targets.image.argsort(stable=True)
-        queries = sum(output.preds.boxes.shape[1] for output in outputs)
-        tables = [torch.empty(0, 2 + queries, device=order.device)]
-        for rows in order.split(max(CELLS // max(queries, 1), 1)):
-            cost = self.cost(outputs, targets, rows)
-            known = torch.stack([targets.image[rows], rows], 1).to(cost.dtype)
-            tables.append(torch.cat([known, cost], 1))
-        return _solve(outputs, torch.cat(tables).cpu().numpy())  # side by side: one copy from the device
+        return _match(outputs, targets, lambda rows: [self.cost(outputs, targets, rows)], linear_sum_assignment)
 
     def cost(self, outputs: Sequence[Output], targets: Targets, rows: Tensor) -> Tensor:
-        """What it costs to give some targets to the queries of their own image.
+        """What it costs to give some targets to the queries of their own image: the total of `costs`. -> (n, T)."""
+        return self.costs(outputs, targets, rows).total
 
-        rows: (n,) of `targets`. Returns (n, T), T the queries of an image in all `outputs` together.
+    @torch.no_grad()
+    def costs(self, outputs: Sequence[Output], targets: Targets, rows: Tensor) -> Costs:
+        """The parts "class", "l1" and "giou" of what it costs to give some targets to the queries of their own image.
+
+        rows: (n,) of `targets`. Tables are (n, T), T the queries of an image in all `outputs` together.
         """
-        image, labels = targets.image[rows], targets.labels[rows]
-        logits = torch.cat([output.preds.logits[image, :, labels] for output in outputs], 1)  # (n, T)
-        boxes = torch.cat([output.preds.boxes for output in outputs], 1)  # (B, T, 4)
-        l1, giou = _compare(widen(boxes), widen(targets.boxes[rows]), image)
-        return self.cls * self._class_cost(widen(logits).sigmoid_()) + l1.mul_(self.l1) - giou.mul_(self.giou)
+        image = targets.image[rows]
+        l1, iou, giou = compare(_boxes(outputs), widen(targets.boxes[rows]), image)
+        score = self._score(_logits(outputs, targets, rows).sigmoid_(), giou, image, outputs)
+        cls = self._class_cost(score).mul_(self.cls)
+        return Costs({"class": cls, "l1": l1.mul_(self.l1), "giou": giou.mul_(-self.giou)}, iou)
+
+    def _score(self, p: Tensor, giou: Tensor, image: Tensor, outputs: Sequence[Output]) -> Tensor:
+        """What the class cost takes for the probability that a query shows a target. All tables (n, T), image (n,)."""
+        return p
 
     def _class_cost(self, p: Tensor) -> Tensor:
         as_object = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log_()
@@ -77,11 +97,113 @@ class Hungarian:
         return as_object.sub_(as_background)
 
 
-def _compare(boxes: Tensor, wanted: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 distance and GIoU of every target with every query of its image.
+@dataclass(frozen=True)
+class PositionModulated(Hungarian):
+    """As `Hungarian`, but a score counts only as far as the box fits, so that layers agree on who answers for what.
 
-    boxes (B, T, 4), wanted (n, 4), image (n,) -> (n, T) each. The GIoU of `boxes.iou_giou`, but for a pair of boxes
-    without area, which gets -1; laid out coordinate first and worked out in place, several times as fast.
+    The class cost takes p * ((GIoU + 1) / 2) ** power for p. rescale: these factors grow until the best pair of an
+    image and output has 1, as in the released code, though not in the paper; `rows` must then hold all targets of an
+    image. Every pair has a factor of its own (the released matcher keeps one per query and class). It modulates the
+    matching alone, never a loss. Source: Stable-DINO, "position-modulated cost".
+    """
+
+    power: float = 0.5
+    rescale: bool = True
+
+    def __call__(self, outputs: Sequence[Output], targets: Targets) -> list[Match]:
+        """One `Match` per output, as `Hungarian` gives it."""
+
+        def look(rows: Tensor) -> list[Tensor]:
+            return [self.cost(outputs, targets, rows)]
+
+        return _match(outputs, targets, look, linear_sum_assignment, whole=self.rescale)
+
+    def _score(self, p: Tensor, giou: Tensor, image: Tensor, outputs: Sequence[Output]) -> Tensor:
+        fit = ((giou + 1) / 2) ** self.power
+        if self.rescale:
+            for part in fit.split([output.preds.boxes.shape[1] for output in outputs], 1):
+                best = largest(part, image, len(outputs[0].preds.boxes))
+                part.mul_((1 / (best + 1e-8)).clamp(min=1)[:, None])
+        return p * fit
+
+
+@dataclass(frozen=True)
+class SimOTA:
+    """As many queries per target as its best boxes add up to: one-to-many, with a number that grows with training.
+
+    A target takes its k cheapest queries, k being the sum of its `candidates` largest IoUs, rounded down, but at least
+    1. A query that several take goes to the cheapest target of all; so a target may end with none. Ties, as among
+    targets of one class that a query does not touch, go to the lower row, and to the lower query. A pair costs
+    cls * BCE over all classes - iou * log(IoU), and `outside` more if the query lies outside of the target's box.
+    What differs from anchor points: a query lies where its box has its centre; it has no stride, so there is no centre
+    region of 2.5 strides; it has no objectness, so its class score stands alone; and none is left out beforehand, as
+    no grid of points grants every target one nearby. Losses are still divided by targets, not by matched queries.
+    Source: YOLOX, "SimOTA", with the numbers of its released code.
+    """
+
+    candidates: int = 10
+    cls: float = 1.0
+    iou: float = 3.0
+    outside: float = 1e5
+
+    def __call__(self, outputs: Sequence[Output], targets: Targets) -> list[Match]:
+        """One `Match` per output, on the CPU; sorted by image, then target, then query.
+
+        Raises `NonFiniteError` naming the output and the image whose cost is NaN or infinite.
+        """
+
+        def look(rows: Tensor) -> list[Tensor]:
+            costs = self.costs(outputs, targets, rows)
+            return [costs.total, costs.iou]
+
+        return _match(outputs, targets, look, self._assign)
+
+    def cost(self, outputs: Sequence[Output], targets: Targets, rows: Tensor) -> Tensor:
+        """What it costs to give some targets to the queries of their own image: the total of `costs`. -> (n, T)."""
+        return self.costs(outputs, targets, rows).total
+
+    @torch.no_grad()
+    def costs(self, outputs: Sequence[Output], targets: Targets, rows: Tensor) -> Costs:
+        """The parts "class", "iou" and "outside" of what it costs to give some targets to the queries of their image.
+
+        rows: (n,) of `targets`. Tables are (n, T), T the queries of an image in all `outputs` together.
+        """
+        image, boxes, wanted = targets.image[rows], _boxes(outputs), widen(targets.boxes[rows])
+        iou = compare(boxes, wanted, image)[1]
+        no_class = torch.cat([F.softplus(widen(output.preds.logits)).sum(-1) for output in outputs], 1)  # (B, T)
+        cls = no_class[image].sub_(_logits(outputs, targets, rows))  # BCE with the target's class: one logit less
+        off = _columns(boxes[..., :2], image).sub_(wanted[:, :2].T[..., None]).abs_()  # (2, n, T)
+        outside = (off >= wanted[:, 2:].T[..., None] / 2).any(0).to(iou.dtype)
+        far = (iou + 1e-8).log_().mul_(-self.iou)
+        return Costs({"class": cls.mul_(self.cls), "iou": far, "outside": outside.mul_(self.outside)}, iou)
+
+    def _assign(self, cost: Floats, iou: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and queries of the pairs of one image and output, whose tables are (n, Q)."""
+        k = np.sort(iou, 1)[:, -self.candidates :].sum(1).astype(int).clip(min=1)
+        claims = np.zeros(cost.shape, bool)
+        np.put_along_axis(claims, cost.argsort(1, kind="stable"), np.arange(cost.shape[1]) < k[:, None], 1)
+        several = claims.sum(0) > 1
+        claims[:, several] = np.arange(len(cost))[:, None] == cost[:, several].argmin(0)
+        row, query = claims.nonzero()
+        return row, query
+
+
+def _logits(outputs: Sequence[Output], targets: Targets, rows: Tensor) -> Tensor:
+    """How every query of their image scores the class of some targets, a fresh tensor. -> (n, T)."""
+    image, labels = targets.image[rows], targets.labels[rows]
+    return widen(torch.cat([output.preds.logits[image, :, labels] for output in outputs], 1))
+
+
+def _boxes(outputs: Sequence[Output]) -> Tensor:
+    """The boxes of all outputs side by side. -> (B, T, 4)."""
+    return widen(torch.cat([output.preds.boxes for output in outputs], 1))
+
+
+def compare(boxes: Tensor, wanted: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L1 distance, IoU and GIoU of every target with every query of its image.
+
+    boxes (B, T, 4), wanted (n, 4), image (n,) -> (n, T) each. As `boxes.iou_giou`, but a pair of boxes without area has
+    IoU 0 and GIoU -1; laid out coordinate first and worked out in place, several times as fast.
     """
     l1 = _columns(boxes, image).sub_(wanted.T[..., None]).abs_().sum(0)
     low, high = _columns(cxcywh_to_xyxy(boxes), image).chunk(2)  # 2 x (2, n, T): x, then y
@@ -92,20 +214,58 @@ def _compare(boxes: Tensor, wanted: Tensor, image: Tensor) -> tuple[Tensor, Tens
     hull = torch.mul(*torch.maximum(high, v).sub_(torch.minimum(low, u))).clamp_(min=tiny)
     union = both.sub_(inter)
     covered = union / hull
-    return l1, inter.div_(union.clamp_(min=tiny)).add_(covered).sub_(1)
+    iou = inter.div_(union.clamp_(min=tiny))
+    return l1, iou, covered.add_(iou).sub_(1)
 
 
 def _columns(boxes: Tensor, image: Tensor) -> Tensor:
-    """The queries that each target may have, coordinate by coordinate. (B, T, 4), (n,) -> (4, n, T)."""
+    """The queries that each target may have, coordinate by coordinate. (B, T, d), (n,) -> (d, n, T)."""
     return boxes.movedim(-1, 0).contiguous().index_select(1, image)
 
 
-def _solve(outputs: Sequence[Output], table: NDArray[np.float32]) -> list[Match]:
-    """The cheapest assignment in every image.
+def largest(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """For each row of some values >= 0, the largest of all rows of its group. (n, Q), (n,) in [0, groups) -> (n,)."""
+    best = F.pad(values, (1, 0)).amax(1)  # a 0 more, as there may be no queries
+    return values.new_zeros(groups).scatter_reduce_(0, group, best, "amax")[group]
 
-    table (N, 2 + T), by image: the image of a target, its row in `Targets`, then what it costs each query.
+
+@torch.no_grad()
+def _match(
+    outputs: Sequence[Output],
+    targets: Targets,
+    look: Callable[[Tensor], list[Tensor]],
+    assign: Callable[..., tuple[Any, Any]],
+    whole: bool = False,
+) -> list[Match]:
+    """Look at some targets after others, then assign image by image on the CPU.
+
+    look: rows of `targets`, of one image after another, to the tables (n, T) that `assign` needs, cost first.
+    assign: those of one image and output to rows and queries. whole: no image is looked at in parts.
     """
-    image, target, cost = *table[:, :2].T.astype(np.int64), table[:, 2:]
+    order = targets.image.argsort(stable=True)
+    queries = sum(output.preds.boxes.shape[1] for output in outputs)
+    size: int | list[int] = max(CELLS // max(queries, 1), 1)
+    if whole and len(order) * queries > CELLS:
+        size = targets.image.bincount().tolist()
+    chunks, widths = [], list[int]()
+    for rows in order.split(size):
+        seen = look(rows)
+        known = torch.stack([targets.image[rows], rows], 1).to(seen[0].dtype)
+        chunks.append(torch.cat([known, *seen], 1))
+        widths = [table.shape[1] for table in (known, *seen)]
+    table = torch.cat(chunks).cpu().numpy()  # side by side: one copy from the device
+    first, *tables = np.split(table, list(accumulate(widths[:-1])), 1)
+    return _solve(outputs, first.astype(np.int64), tables, assign)
+
+
+def _solve(
+    outputs: Sequence[Output], known: NDArray[np.int64], tables: list[Floats], assign: Callable[..., tuple[Any, Any]]
+) -> list[Match]:
+    """What `assign` says of every image.
+
+    known (N, 2), by image: the image of a target and its row in `Targets`. tables: (N, T) each, the first the cost.
+    """
+    (image, target), cost = known.T, tables[0]
     images = list(pairwise([*np.flatnonzero(np.diff(image, prepend=-1)), len(image)]))  # first and last row of each
     queries = list(pairwise(accumulate([output.preds.boxes.shape[1] for output in outputs], initial=0)))
     finite = np.isfinite(cost)
@@ -120,7 +280,7 @@ def _solve(outputs: Sequence[Output], table: NDArray[np.float32]) -> list[Match]
     def solve(columns: tuple[int, int]) -> Match:
         pairs = [np.empty((2, 0), np.int64)]
         for start, end in images:
-            row, query = linear_sum_assignment(cost[start:end, slice(*columns)])
+            row, query = assign(*(table[start:end, slice(*columns)] for table in tables))
             pairs.append(np.stack([row + start, query]))
         row, query = np.concatenate(pairs, 1)
         return Match(*map(torch.from_numpy, (image[row], query, target[row])))

@@ -18,20 +18,10 @@ from torch import Tensor
 from deimkit.boxes import iou_giou
 from deimkit.criterion import Criterion
 from deimkit.distribution import encode, weighting
-from deimkit.losses import DDF, FGL, L1, MAL, VFL, ClassLoss, Focal, GIoU, Loss, Pairs
+from deimkit.losses import DDF, FGL, L1, MAL, PSL, QFL, VFL, ClassLoss, Focal, GIoU, Loss, Pairs
 from deimkit.matching import Hungarian
 from deimkit.structures import Match, Output, Predictions, Targets
-
-
-@dataclass(frozen=True)
-class QFL(ClassLoss):
-    """Quality focal loss: the recipe of a new class loss, followed."""
-
-    gamma: float = 2.0
-    name: ClassVar[str] = "qfl"
-
-    def target_and_weight(self, p: Tensor, one: float, q: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
-        return q, (q - p).abs() ** self.gamma
+from tests.micro import MICRO
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,7 @@ class Corners(Loss):
         return pairs.sum(off.norm(dim=1)) / pairs.count
 
 
-CLASS_LOSSES = [Focal(), VFL(), MAL(), MAL(alpha=0.5, gamma=2.0), QFL()]
+CLASS_LOSSES = [Focal(), VFL(), MAL(), MAL(alpha=0.5, gamma=2.0), QFL(), PSL(), PSL(to_one=True)]
 ALL = [*CLASS_LOSSES, L1(), GIoU(), FGL(), DDF(), Corners()]
 
 
@@ -145,6 +135,21 @@ def test_published_grid(shared: Path) -> None:
         check(MAL(gamma=gamma, alpha=0.25), 0.0, 0.0, "mal/neg_{}_mal_alpha0.25", g, grad=False)
 
 
+def quality(loss: ClassLoss, output: Output, match: Match, targets: Targets) -> Tensor:
+    """What `q` is at each pair: the IoU, but for PSL its square, rescaled one image after another."""
+    boxes, wanted = output.preds.boxes, targets.boxes[match.target]
+    iou = iou_giou(boxes[match.image, match.query], wanted)[0].detach()
+    if not isinstance(loss, PSL):
+        return iou
+    q = iou**2
+    for b in match.image.unique():
+        mine = match.image == b
+        every = [iou_giou(box, gt)[0].item() for box in boxes[b] for gt in wanted[mine]]
+        aim = 1.0 if loss.to_one else max(every)
+        q[mine] *= max(1.0, aim / (q[mine].max().item() + 1e-8))
+    return q
+
+
 @pytest.mark.parametrize("loss", CLASS_LOSSES, ids=repr)
 def test_class_loss_is_the_dense_formula(loss: ClassLoss) -> None:
     """Background at once and matched entries one by one is the same as whole tables of `one`, `q` and BCE."""
@@ -156,7 +161,7 @@ def test_class_loss_is_the_dense_formula(loss: ClassLoss) -> None:
         one, q = torch.zeros_like(z), torch.zeros_like(z)
         at = match.image, match.query, targets.labels[match.target]
         one[at] = 1
-        q[at] = iou_giou(output.preds.boxes[match.image, match.query], targets.boxes[match.target])[0]
+        q[at] = quality(loss, output, match, targets)
         target, weight = loss.target_and_weight(z.sigmoid(), one, q)  # type: ignore[arg-type]
         expected = F.binary_cross_entropy_with_logits(z, target, weight, reduction="sum") / count
         assert value.item() == pytest.approx(expected.item(), rel=1e-9)
@@ -175,20 +180,83 @@ def test_class_losses_by_hand() -> None:
         (VFL(), (0.5 + 0.75 * 0.5**2) * log(2)),
         (MAL(), (1 + 0.5**1.5) * log(2)),
         (QFL(), (0 + 0.5**2) * log(2)),
+        (PSL(), (0 + 0.75 * 0.5**2) * log(2)),  # aims at the image's largest IoU, which is 1/2
+        (PSL(to_one=True), (0.25 * 0.5**2 + 0.75 * 0.5**2) * log(2)),
     ):
         assert loss(pairs).tolist() == pytest.approx([expected], rel=1e-6), loss.name
 
 
-def test_published_focal(shared: Path) -> None:
-    """Focal, L1 and GIoU of the Deformable-DETR family's synthetic batch, with their gradients."""
+@pytest.mark.parametrize(("loss", "best"), [(PSL(), 0.5), (PSL(to_one=True), 1.0)])
+def test_psl_rescales_image_by_image(loss: PSL, best: float) -> None:
+    """IoUs 1/2 and 1/4 in one image, 1/8 in the other, where a query that is not matched has 1/2 too."""
+    heights = torch.tensor([[0.2, 0.1, 0.4], [0.05, 0.2, 0.01]])
+    boxes = torch.tensor([0.5, 0.5, 0.2, 0.0]).repeat(2, 3, 1)
+    boxes[..., 3] = heights
+    targets = Targets(torch.tensor([0, 0, 1]), torch.zeros(3).long(), torch.tensor([[0.5, 0.5, 0.2, 0.4]] * 3))
+    match = Match(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), torch.arange(3))
+    outputs = [Output("final", Predictions(torch.zeros(2, 3, 1), boxes))] * 2
+    boxes[0, 2, 3] = 0.01
+    pairs = Pairs.of(outputs, [match, match], targets, [1.0, 1.0])
+    assert loss.quality(pairs).tolist() == pytest.approx([best, best / 4, best] * 2, rel=1e-5)
+
+
+def test_psl_is_never_scaled_down_and_knows_no_overlap() -> None:
+    """A perfect box aims at 1; boxes that touch no target aim at 0, as does one without area."""
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2]], [[0.1, 0.1, 0.1, 0.1]], [[0.5, 0.5, 0.0, 0.0]]])
+    targets = Targets(torch.arange(3), torch.zeros(3).long(), torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 3))
+    match = Match(torch.arange(3), torch.zeros(3).long(), torch.arange(3))
+    pairs = Pairs.of([Output("final", Predictions(torch.zeros(3, 1, 1), boxes))], [match], targets, [1.0])
+    for loss in (PSL(), PSL(to_one=True)):
+        assert loss.quality(pairs).tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-6)
+
+
+Synthetic = tuple[dict[str, Tensor], dict[str, dict[str, float]], Targets]
+
+
+@pytest.fixture
+def synthetic(shared: Path) -> Synthetic:
+    """Arrays, losses and targets of the Deformable-DETR family's synthetic batch."""
     path = shared / "golden/family/criterion_synth.npz"
     if not path.exists():
         pytest.skip("no reference losses")
     ref = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
-    losses = json.loads(path.with_suffix(".json").read_text())["losses"]["focal_basematch"]
-    targets = Targets.from_list(
-        [{"labels": ref[f"in.gt_labels{i}"], "boxes": ref[f"in.gt_boxes{i}"]} for i in range(4)]
-    )
+    images = [{"labels": ref[f"in.gt_labels{i}"], "boxes": ref[f"in.gt_boxes{i}"]} for i in range(4)]
+    return ref, json.loads(path.with_suffix(".json").read_text())["losses"], Targets.from_list(images)
+
+
+@pytest.mark.parametrize(("loss", "key"), [(PSL(weight=1.0), "maxiou"), (PSL(weight=1.0, to_one=True), "max1")])
+def test_published_psl(synthetic: Synthetic, loss: PSL, key: str) -> None:
+    """PSL of normal and denoising queries by both strategies, its targets, and its gradients."""
+    ref, losses, targets = synthetic
+    slots = []  # 2 denoising groups of 5 positive, then 5 negative queries
+    for row, i in enumerate(targets.image.tolist()):
+        first = int((targets.image < i).sum())
+        slots += [(i, 10 * group + row - first, row) for group in range(2)]
+    group: dict[str, Any] = {"rule": Match(*torch.tensor(slots).T), "repeat": 2, "pooled": False}
+    kinds = {"": ("", {}), "_0": ("aux_", {}), "_enc": ("enc_", {}), "_dn": ("dn_", group), "_dn_0": ("dn_aux_", group)}
+    outputs = [
+        Output(name, Predictions(ref[f"in.{v}logits"].requires_grad_(), ref[f"in.{v}boxes"]), **how)
+        for name, (v, how) in kinds.items()
+    ]
+    terms = Criterion((loss,), Hungarian(), share=False)(outputs, targets)
+    for name, value in terms.items():
+        theirs = losses[f"psl_{key}_basematch"][f"loss_class{name.removeprefix('psl/')}"]
+        assert value.item() == pytest.approx(theirs, rel=2e-6), name
+    for name, field in (("", "logits"), ("_dn", "dn_logits")):
+        (grad,) = torch.autograd.grad(terms[f"psl/{name}"], ref[f"in.{field}"], retain_graph=True)
+        torch.testing.assert_close(grad, ref[f"psl_{key}_basematch.grad_loss_class_{field}"], rtol=1e-4, atol=1e-6)
+
+    (match,) = Hungarian()(outputs[:1], targets)
+    pairs = Pairs.of(outputs[:1], [match], targets, [9.0])
+    aims = torch.zeros_like(ref["in.logits"])
+    aims[match.image, match.query, pairs.labels] = loss.quality(pairs)
+    torch.testing.assert_close(aims, ref[f"psl_{key}.soft_target"], rtol=1e-4, atol=1e-6)  # theirs adds 1e-6 to unions
+
+
+def test_published_focal(synthetic: Synthetic) -> None:
+    """Focal, L1 and GIoU of the Deformable-DETR family's synthetic batch, with their gradients."""
+    ref, every, targets = synthetic
+    losses = every["focal_basematch"]
     logits, boxes = ref["in.logits"].requires_grad_(), ref["in.boxes"].requires_grad_()
     outputs = [Output("final", Predictions(logits, boxes))]
     for name, prefix in (("layer0", "aux_"), ("proposals", "enc_")):
@@ -332,10 +400,17 @@ def as_function(loss: Loss) -> tuple[Callable[..., Tensor], list[Tensor]]:
     return value, [x.clone().requires_grad_() for x in (preds.logits, preds.boxes, preds.edges)]
 
 
-@pytest.mark.parametrize("loss", [Focal(), QFL(), L1(), GIoU(), FGL(), DDF(), Corners()], ids=repr)
+@pytest.mark.parametrize("loss", [Focal(), QFL(), PSL(to_one=True), L1(), GIoU(), FGL(), DDF(), Corners()], ids=repr)
 def test_gradients_are_those_of_the_value(loss: Loss) -> None:
     """IoU as a weight or as a target passes no gradient, on purpose; so it is held fixed here."""
     assert torch.autograd.gradcheck(*as_function(loss), fast_mode=True)
+
+
+@pytest.mark.parametrize("loss", [QFL(), PSL(), PSL(to_one=True, gamma=1.5)], ids=repr)
+def test_quality_teaches_scores_alone(loss: ClassLoss) -> None:
+    value, (logits, boxes, edges) = as_function(loss)
+    assert torch.autograd.gradcheck(lambda z: value(z, boxes.detach(), edges.detach()), logits)
+    assert torch.autograd.grad(value(logits, boxes, edges).sum(), boxes, allow_unused=True) == (None,)
 
 
 @pytest.mark.parametrize("loss", [VFL(), MAL(), MAL(gamma=2.0, alpha=0.5)], ids=repr)
@@ -367,3 +442,19 @@ def test_no_pairs_make_finite_values_and_a_graph(loss: Loss) -> None:
     assert all(torch.isfinite(g).all() for g in grads if g is not None)
     if not isinstance(loss, (ClassLoss, DDF)):
         assert not value.any()
+
+
+@pytest.mark.parametrize("loss", [QFL(), PSL(), PSL(to_one=True)], ids=repr)
+@pytest.mark.parametrize("counts", [(3, 0), (0, 0)])
+def test_a_detector_learns_by_it(loss: ClassLoss, counts: tuple[int, int]) -> None:
+    """One step of a batch with an empty image, or without a target, moves it to where all terms are finite."""
+    detector, n = MICRO.build(3).train(), sum(counts)
+    boxes = predictions(1, n).boxes[0].float()
+    targets = Targets(torch.zeros(n).long(), torch.arange(n), boxes)
+    criterion, images = Criterion((loss, L1(), GIoU())), torch.rand(2, 3, 64, 64)
+    torch.stack([*criterion(detector(images, targets), targets).values()]).sum().backward()
+    grads = [p.grad for p in detector.parameters() if p.grad is not None]
+    assert all(torch.isfinite(grad).all() for grad in grads) and any(grad.any() for grad in grads)
+    torch.optim.SGD(detector.parameters(), lr=1e-4).step()
+    terms = criterion(detector(images, targets), targets)
+    assert terms.keys() >= {f"{loss.name}/{where}" for where in ("final", "layer0", "proposals", "denoise.final")}

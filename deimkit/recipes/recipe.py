@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deimkit.criterion import Criterion
 from deimkit.data.augment import Augment
 from deimkit.errors import RecipeError
-from deimkit.matching import Hungarian
+from deimkit.matching import Hungarian, Matcher
 from deimkit.models.detector import Arch, Detector
 from deimkit.training.optim import Optim
 from deimkit.training.timeline import Timeline
@@ -59,7 +59,7 @@ class Recipe:
     timeline: Timeline
     optim: Optim
     augment: Augment = field(default_factory=Augment)
-    matcher: Hungarian = field(default_factory=Hungarian)
+    matcher: Matcher = field(default_factory=Hungarian)
     share: bool = True
     return_to_best: bool = True
     batch: int = 32

@@ -25,9 +25,10 @@ from deimkit.data.dataset import Dataset
 from deimkit.data.synthetic import Synthetic
 from deimkit.errors import CheckpointError, DataError, DeimkitError
 from deimkit.explore import board_live, board_page, samples, tail
-from deimkit.explore.board import VIEW, Board, names
+from deimkit.explore.board import Board, names
 from deimkit.explore.board_live import Live, Watch
 from deimkit.explore.board_page import Page, facts
+from deimkit.explore.frame import VIEW
 from deimkit.explore.snapshot import Reader, pace, seconds_left
 from deimkit.explore.story import in_words, last_words, state_of
 from deimkit.explore.tail import Means, Sample, Tail

@@ -13,10 +13,9 @@ from typing import Any
 from deimkit.errors import DeimkitError
 from deimkit.explore.board_live import Live
 from deimkit.explore.board_page import Page
+from deimkit.explore.frame import VIEW
 from deimkit.explore.snapshot import Reader, Snapshot
 from deimkit.training.run import Run
-
-VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Board:

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deimkit.explore.board_page import STYLE, figure
+from deimkit.explore.frame import STYLE, framed
 from deimkit.training.run import Run
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class Live:
         picture = samples(run, self._splits[run.folder])
         words = f"Validation images of {name}: left as annotated, right what its best checkpoint sees"
         if self.predict.value:
-            self.seen.value = f'<div class="dk-board">{figure(words, picture, words, "dk-large")}</div>'
+            self.seen.value = f'<div class="dk-board">{framed(words, picture, words, "dk-large")}</div>'
         return ""
 
 

@@ -5,7 +5,6 @@ The HTML stands alone: pictures are inside it, with what they show in words; no 
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from deimkit.explore.curves import draw_ap, draw_curves, draw_pace, draw_timeline, panel
+from deimkit.explore.frame import STYLE, framed, packed, png
 from deimkit.explore.plots import PAPER
 from deimkit.explore.snapshot import Snapshot
 from deimkit.explore.story import in_words
@@ -73,8 +73,8 @@ class Page:
         sketches = _of_one(snapshots[0]) if len(snapshots) == 1 else _of_many(snapshots)
         sheets = [_matching(matching)] if matching is not None else []
         drawn = {sketch.title: self._draw(sketch) for sketch in [*sketches, *sheets]}
-        self.pictures = {s.title: figure(s.title, drawn[s.title][1], s.words) for s in sketches}
-        self.sheet = "".join(figure(s.title, drawn[s.title][1], s.words, "dk-large") for s in sheets)
+        self.pictures = {s.title: framed(s.title, drawn[s.title][1], s.words) for s in sketches}
+        self.sheet = "".join(framed(s.title, drawn[s.title][1], s.words, "dk-large") for s in sheets)
         self._drawn = drawn
         self.head = _card(snapshots[0]) if len(snapshots) == 1 else _table(snapshots)
         self.story = "".join(_story(s, NEWEST if len(snapshots) == 1 else NEWEST // 2) for s in snapshots)
@@ -99,7 +99,7 @@ class Page:
         sheet = Image.new("RGB", (width * min(len(images), 2), height * rows), PAPER)
         for i, image in enumerate(images):
             sheet.paste(image, (width * (i % 2), height * (i // 2)))
-        return _packed(sheet)
+        return packed(sheet)
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -179,36 +179,6 @@ def _aps(s: Snapshot) -> tuple[np.ndarray, np.ndarray]:
         np.array([row["epoch"] + 1 for row in s.epochs], float),
         100 * np.array([number(row.get("AP")) for row in s.epochs]),
     )
-
-
-def png(drawn: Axes | Figure) -> bytes:
-    """A figure as the bytes of a PNG."""
-    shown = drawn if isinstance(drawn, Figure) else drawn.get_figure(root=True)
-    assert shown is not None
-    file = io.BytesIO()
-    shown.savefig(file, format="raw", dpi=shown.dpi)
-    size = tuple(int(side) for side in shown.bbox.size)
-    return _packed(Image.frombuffer("RGBA", size, file.getvalue()).convert("RGB"))  # type: ignore[arg-type]
-
-
-def _packed(image: Image.Image) -> bytes:
-    """An image of few colours as a small PNG."""
-    file = io.BytesIO()
-    image.quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "PNG")
-    return file.getvalue()
-
-
-def figure(title: str, picture: bytes, words: str, kind: str = "") -> str:
-    """A picture (PNG or JPEG) with its title as HTML, and in words for those who do not see it.
-
-    kind: "dk-large" for a picture as wide as the page.
-    """
-    width, height = Image.open(io.BytesIO(picture)).size
-    form = "jpeg" if picture.startswith(b"\xff\xd8") else "png"
-    data = base64.b64encode(picture).decode()
-    # width and height keep the place while the browser decodes, so that nothing jumps when a picture changes
-    image = f'<img src="data:image/{form};base64,{data}" width="{width}" height="{height}" alt="{escape(words)}">'
-    return f'<figure class="dk-figure {kind}"><figcaption>{escape(title)}</figcaption>{image}</figure>'
 
 
 # ------------------------------------------------------------------------------------------------ numbers in words
@@ -313,25 +283,3 @@ def _story(s: Snapshot, count: int) -> str:
     )
     words = f"<details open><summary>Last words of its log</summary><pre>{escape(s.words)}</pre></details>"
     return told + (words if s.words else "")
-
-
-STYLE = """<style>
-.dk-board { font: 14px/1.5 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, inherit);
-  max-width: 1240px }
-.dk-title { margin: .3em 0 } .dk-title strong { font-size: 1.15em } .dk-title > span { opacity: .85 }
-.dk-state { display: inline-block; padding: 0 .6em; border: 1px solid currentColor; border-radius: 1em;
-  white-space: nowrap; opacity: 1 !important }
-.dk-failed, .dk-died, .dk-gone { border-width: 2px; font-weight: 600 }
-.dk-alert { margin: .3em 0; padding: .2em .7em; border-left: 4px solid #D55E00; white-space: pre-wrap }
-.dk-numbers { display: flex; flex-wrap: wrap; gap: .2em 1.8em; margin: .4em 0 }
-.dk-numbers b { display: block; font-size: 1.15em; font-variant-numeric: tabular-nums }
-.dk-numbers span { font-size: .88em; opacity: .8 }
-.dk-pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 10px }
-.dk-figure { margin: 0; max-width: 704px }
-.dk-large { max-width: 1240px }
-.dk-figure img { display: block; width: 100%; height: auto; border-radius: 4px; background: #fff }
-.dk-figure figcaption { font-weight: 600 }
-.dk-wide { overflow-x: auto } .dk-board td, .dk-board th { text-align: left; padding: .2em .8em .2em 0 }
-.dk-board ul { margin: .2em 0; padding-left: 1.2em } .dk-board time { font-variant-numeric: tabular-nums; opacity: .8 }
-.dk-board pre { overflow-x: auto; padding: .6em; border-left: 4px solid #D55E00; font-size: .88em }
-</style>"""

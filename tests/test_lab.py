@@ -1,0 +1,166 @@
+"""What every lab can do: controls that check their values, numbers apart from pictures, a widget and its picture."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from plotly.graph_objects import Figure
+
+from deimkit.errors import DeimkitError
+from deimkit.explore.frame import VIEW
+from deimkit.explore.lab import Choice, Control, Lab, Slider
+
+
+class Wave(Lab):
+    """A wave of so many hills, with a window that can be dragged."""
+
+    title = "Wave <1>"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed = 0
+
+    def controls(self) -> tuple[Control, ...]:
+        return (
+            Slider("height", 0.0, 2.0, 0.1, 1.0, "height"),
+            Slider("hills", 1, 9, 1, 3, "hills"),
+            Choice("kind", ("sin", "cos"), "sin", "function"),
+        )
+
+    def compute(self, height: float, hills: int, kind: str) -> dict[str, Any]:
+        self.computed += 1
+        x = np.linspace(0, 2 * np.pi, 41)
+        return {"x": x, "y": height * getattr(np, kind)(hills * x), "height": height, "kind": kind}
+
+    def draw(self, found: Any) -> Figure:
+        drawn = Figure()
+        drawn.add_scatter(x=found["x"], y=found["y"], name="wave")
+        top = found["height"]
+        drawn.add_shape(type="rect", x0=0, x1=1, y0=-top, y1=top, editable=True)
+        if found["kind"] == "cos":
+            drawn.add_annotation(x=0, y=top, text="top")
+        return drawn
+
+    def words(self, found: Any) -> str:
+        return f"The wave is {found['height']:g} high & {found['kind']}."
+
+    def dragged(self, shapes: Sequence[Any]) -> dict[str, Any]:
+        return {"height": float(shapes[0].y1)}
+
+    def clicked(self, trace: str, x: Any, y: Any) -> dict[str, Any]:
+        return {"kind": "cos"} if trace == "wave" and x > 1 else {}
+
+
+def test_set_moves_controls_and_found_follows_lazily() -> None:
+    lab = Wave()
+    assert lab.values == {"height": 1.0, "hills": 3, "kind": "sin"} and lab.computed == 0
+    assert lab.set(height=0.5, kind="cos") is lab
+    np.testing.assert_allclose(lab.found["y"], 0.5 * np.cos(3 * np.linspace(0, 2 * np.pi, 41)))
+    assert lab.found is lab.found and lab.computed == 1
+    assert repr(lab) == "Wave(height=0.5, hills=3, kind='cos')"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"height": 3.0}, "height is a number from 0.0 to 2.0; got 3.0."),
+        ({"height": float("nan")}, "height is a number from 0.0 to 2.0; got nan."),
+        ({"height": "tall"}, "height is a number from 0.0 to 2.0; got 'tall'."),
+        ({"hills": 2.5}, "hills is a whole number from 1 to 9; got 2.5."),
+        ({"hills": True}, "hills is a whole number from 1 to 9; got True."),
+        ({"kind": "tan"}, "kind is one of sin, cos; got 'tan'."),
+        ({"depth": 1}, "Wave has the controls height, hills, kind; got 'depth'."),
+        ({"height": 0.1, "kind": "tan"}, "kind is one of sin, cos; got 'tan'."),
+    ],
+)
+def test_values_that_a_control_cannot_have_change_nothing(values: dict[str, Any], said: str) -> None:
+    lab = Wave()
+    with pytest.raises(DeimkitError, match=re.escape(said)):
+        lab.set(**values)
+    assert lab.values == {"height": 1.0, "hills": 3, "kind": "sin"}
+
+
+def test_the_picture_says_in_words_what_it_shows() -> None:
+    lab = Wave().set(height=0.25)
+    html = lab._repr_html_()
+    assert html == lab.still()["text/html"] and "<script" not in html and "http" not in html
+    assert 'alt="The wave is 0.25 high &amp; sin."' in html and "Wave &lt;1&gt;" in html
+    assert "height: 0.25; hills: 3; function: sin" in html and lab.mark in html
+    assert "data:image/png;base64," in html
+
+
+def test_the_widget_follows_set_and_set_follows_the_widget() -> None:
+    lab = Wave()
+    live = lab.live
+    assert live is not None and lab.live is live
+    lab.set(hills=2)
+    assert live.controls["hills"].value == 2
+    np.testing.assert_array_equal(live.figure.data[0].y, lab.found["y"])
+    live.controls["height"].value = 0.3
+    assert lab.values["height"] == 0.3 and live.figure.data[0].y.max() == pytest.approx(0.3, rel=0.01)
+    assert "The wave is 0.3 high &amp; sin." in live.said.value and 'aria-live="polite"' in live.said.value
+    before = lab.computed
+    live.controls["kind"].value = "cos"
+    assert lab.computed == before + 1, "computed once for each move"
+
+
+def test_what_a_new_figure_lacks_is_taken_away() -> None:
+    lab = Wave().set(kind="cos")
+    assert lab.live is not None and len(lab.live.figure.layout.annotations) == 1
+    lab.set(kind="sin")
+    assert len(lab.live.figure.layout.annotations) == 0 and len(lab.live.figure.layout.shapes) == 1
+
+
+def test_a_dragged_shape_and_a_clicked_point_move_controls() -> None:
+    lab = Wave()
+    live = lab.live
+    assert live is not None and live.figure._config["edits"] == {"shapePosition": True}
+    live.figure._handler_js2py_relayout({"new": {"relayout_data": {"shapes[0].y1": 1.5}, "source_view_id": "a"}})
+    assert lab.values["height"] == 1.5 and live.controls["height"].value == 1.5
+    points = type("Points", (), {"point_inds": [20], "xs": [3.1], "ys": [0.0]})
+    live._clicked(live.figure.data[0], points, None)
+    assert lab.values["kind"] == "cos"
+
+
+def test_a_drag_too_far_is_explained_and_the_last_good_figure_stays() -> None:
+    lab = Wave()
+    live = lab.live
+    assert live is not None
+    live._set(lab.dragged([type("Shape", (), {"y1": 7})]))
+    assert lab.values["height"] == 1.0 and "height is a number from 0.0 to 2.0; got 7.0." in live.said.value
+
+
+def test_the_widget_hides_the_picture_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    lab = Wave()
+    lab._ipython_display_()
+    assert [list(data) for data in shown] == [[VIEW, "text/plain"], ["text/html", "text/plain"]]
+    assert lab.live is not None
+    assert f".{lab.mark} {{ display: none }}" in lab.live.root.children[0].value
+    lab.close()
+    assert lab._live is None
+
+
+def test_without_widgets_the_picture_is_shown_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.delitem(sys.modules, "deimkit.explore.lab_live", raising=False)
+    lab = Wave()
+    lab._ipython_display_()
+    assert [list(data) for data in shown] == [["text/html", "text/plain"]] and lab.live is None
+
+
+def test_colab_is_asked_to_show_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    output = type("output", (), {"enable_custom_widget_manager": staticmethod(lambda: asked.append(True))})
+    monkeypatch.setitem(sys.modules, "google.colab", type("colab", (), {"output": output}))  # type: ignore[arg-type]
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: None)
+    Wave()._ipython_display_()
+    assert asked == [True]

@@ -17,7 +17,7 @@ QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 TEST  := $(QUIET) $(BIN)/python -m pytest -q -n logical --maxprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test slow check format notebooks bench lock
+.PHONY: help setup demo example lab test slow check format notebooks bench lock
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ $(STAMP): pyproject.toml requirements.lock
 
 demo: setup  ## train the tiny recipe on synthetic scenes, evaluate it, write the report
 	$(BIN)/python -m deimkit train tiny --data synthetic --out runs/demo-$$(date +%Y%m%d-%H%M%S) --wait
+
+example: setup  ## train the small detector that the notebooks look into, and keep it (instant when done)
+	$(BIN)/python -c 'import deimkit as dk; print(dk.example())'
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -25,6 +25,7 @@ _HOME = {
     "build": "api",
     "doctor": "data.doctor",
     "evaluate": "api",
+    "example": "examples",
     "load": "api",
     "prepare": "api",
     "profile": "api",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from deimkit.data.dataset import Dataset as Dataset
     from deimkit.data.doctor import doctor as doctor
     from deimkit.errors import DeimkitError as DeimkitError
+    from deimkit.examples import example as example
     from deimkit.models.detector import Detector as Detector
     from deimkit.recipes.recipe import Recipe as Recipe
     from deimkit.structures import Batch as Batch

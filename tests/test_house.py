@@ -37,6 +37,7 @@ ROOMS = [
     "recipes",
     "weights",
     "api",
+    "examples",
     "__main__",
 ]
 

@@ -31,6 +31,25 @@ PROBES = {
         "positives": [float(plain.mean()), float(dense.mean())],
         "written": sorted(str(path) for path in Path().iterdir()),
     }""",
+    "04_dense_o2o": """{
+        "data": data.name,
+        "mean": MEAN,
+        "checks": list(checks.values()),
+        "pixels": float(same),
+        "slivers": slivers,
+        "empty": counts,
+        "ways": {name: float(values.mean()) for name, values in ways.items()},
+        "kept": list(kept),
+        "measured": [[p, q, value, expected_targets(MEAN, p, q, *kept)] for (p, q), value in measured.items()],
+        "prices": ratio,
+        "held": [cache.held / needed for cache in caches.values()],
+        "shorter": [shorter.warm, shorter.dense, shorter.augment, shorter.total],
+        "refusal": refusal,
+        "seen": seen,
+        "per_stage": per_stage,
+        "looks": seen_as,
+        "written": sorted(str(path) for path in Path().iterdir()),
+    }""",
     "08_train_coco": """{
         "data": data.name,
         "classes": len(data.categories),
@@ -69,14 +88,22 @@ def execute(path: Path, folder: Path, again: int = 1) -> list[dict[str, Any]]:
     return said
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `dk.example()` is kept: one folder for all workers of this session, so that one of them trains it."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+
+
 @pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel inherits these: the checkout's package, one thread, the fast mode, and no network."""
+def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel inherits these: the checkout's package, one thread, the fast mode, the example's place, no network."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     for name, value in {
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",
         "DEIMKIT_FAST": "1",
+        "DEIMKIT_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
     }.items():
         monkeypatch.setenv(name, value)
@@ -97,6 +124,25 @@ def check_quickstart(said: dict[str, Any]) -> None:
     assert said["written"] == ["runs"], "all that it writes is in one folder"
 
 
+def check_dense_o2o(said: dict[str, Any]) -> None:
+    assert said["checks"] == [True] * 5 and said["pixels"] > 0.995 and said["slivers"] < 0.1
+    assert said["empty"][0] == said["empty"][1] > 0
+    ways, kept = said["ways"], said["kept"]
+    assert ways["plain"] == pytest.approx(said["mean"], rel=0.1) and all(0.5 < share <= 1 for share in kept)
+    assert ways["both"] == pytest.approx(2 * ways["mosaic"]), "MixUp counts every image twice"
+    for _, _, value, expected in said["measured"]:
+        assert value == pytest.approx(expected, rel=0.2)
+    assert said["prices"]["mosaic"] > 1 and said["prices"]["flip and resize"] == 1 and len(said["prices"]) == 10
+    nothing, third, all_of_it = said["held"]
+    assert nothing == 0 and 0 < third <= 1 / 3 and all_of_it == pytest.approx(1)
+    assert said["shorter"] == [2, 17, 29, 30] and "got total=24 before augment=58" in said["refusal"]
+    assert said["seen"]["told"] == ["dense", "dense", "augment", "clean"] and said["seen"]["stale"] == ["dense"] * 4
+    assert said["per_stage"]["dense"] > 1.6 * said["per_stage"]["clean"]
+    (small, black), (large, clear) = said["looks"]["dense"], said["looks"]["clean"]
+    assert small < large and clear < black
+    assert said["written"] == ["runs"], "all that it writes is in one folder"
+
+
 def check_train_coco(said: dict[str, Any]) -> None:
     assert said["stages"] == ["warm", "dense", "augment", "clean"] and len(said["losses"]) == 20
     assert all(0 < loss < 10_000 for loss in said["losses"]) and min(said["step"]) > 0
@@ -113,7 +159,11 @@ def check_train_coco(said: dict[str, Any]) -> None:
         assert step in (stopped + 1, 0) and {"stopped", "resumed"} <= set(said["events"])
 
 
-CHECKS = {"00_quickstart": check_quickstart, "08_train_coco": check_train_coco}
+CHECKS = {
+    "00_quickstart": check_quickstart,
+    "04_dense_o2o": check_dense_o2o,
+    "08_train_coco": check_train_coco,
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -94,7 +94,7 @@ class Lab:
         """What can be moved."""
         raise NotImplementedError
 
-    def compute(self, **values: Any) -> Any:
+    def compute(self, *args: Any, **values: Any) -> Any:
         """What follows from the values of the controls: plain numbers, and nothing of how they look."""
         raise NotImplementedError
 

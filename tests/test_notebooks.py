@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LARGEST = 2 << 20  # bytes of a notebook that a code-hosting site still shows
 
 # What is asked of a notebook once it has run: an expression whose value must be made of JSON's types.
 PROBES = {
@@ -31,10 +33,59 @@ PROBES = {
         "positives": [float(plain.mean()), float(dense.mean())],
         "written": sorted(str(path) for path in Path().iterdir()),
     }""",
+    "01_matching": """{
+        "by_hand": float(worst),
+        "tried": [len(tried), list(winner) == solved.tolist()],
+        "odd": [nothing, crowded, len(twins), len(twins_many)],
+        "refusal": refusal,
+        "overlap": [won, greedy],
+        "simota": [many == library, len(many)],
+        "ap": [once, thrice, cleaned, careless],
+        "takes": takes,
+        "flips": flips,
+        "rules": found,
+        "means": [float(counts["targets"].mean()), float(o2o.mean()), float(o2m.mean())],
+        "ratio": [float(ratio.min()), float(ratio.mean()), float(ratio.max())],
+        "gain": float(gain),
+        "quality": quality,
+        "moved": [gone, new],
+        "written": os.listdir(),
+    }""",
+    "02_losses": """{
+        "equal": equal,
+        "bad": [float(bad_vfl), float(bad_mal)],
+        "slopes": slopes,
+        "forms": list(forms.values()),
+        "aim": wanted,
+        "leak": leak,
+        "below": below,
+        "pull": pull,
+        "ap": {name: table.tolist() for name, table in ap.items()},
+        "runs": [run.finished for each in runs.values() for run in each],
+        "written": sorted(str(path) for path in Path().iterdir()),
+    }""",
+    "03_box_distributions": """{
+        "fast": FAST,
+        "bin_17": 100 * W[17],
+        "clamped": [fell.rebuilt, big.rebuilt],
+        "slip": [near[0] / near[1], far[0] / far[1]],
+        "half": [half, single],
+        "sum": [float(parts.sum()), float(drawn)],
+        "peaks": [float(peak) for peak in peaks],
+        "bits": entropy,
+        "fgl": [value.item(), float(by_hand)],
+        "share": [int(m), int(u), float(share)],
+        "with_t": twenty / ten,
+        "taught": {name: grad is not None for name, grad in got.items()},
+        "iou": fits,
+        "lost": lost,
+        "refusal": refusal,
+        "written": sorted(os.listdir()),
+    }""",
     "04_dense_o2o": """{
         "data": data.name,
         "mean": MEAN,
-        "checks": list(checks.values()),
+        "checks": [bool(passed) for passed in checks.values()],
         "pixels": float(same),
         "slivers": slivers,
         "empty": counts,
@@ -49,6 +100,21 @@ PROBES = {
         "per_stage": per_stage,
         "looks": seen_as,
         "written": sorted(str(path) for path in Path().iterdir()),
+    }""",
+    "05_anatomy": """{
+        "step": [len(step.terms), step.total, loss.item()],
+        "cells": [sorted(by_hand.tolist()) == sorted(anatomy.chosen.tolist()), int(anatomy.level.bincount().sum())],
+        "gaze": [len(gaps), max(gaps)],
+        "shares": share.sum(1).tolist(),
+        "edge": [float(left), float(box[0] - box[2] / 2)],
+        "l1": [l1, terms["l1/final"].item()],
+        "gradient": [len(without), norm, step.norm],
+        "cut": list(cut.values()),
+        "taught": [table.of("proposals", "queries.score"), table.of("final", "refine.box.0")],
+        "harm": harm,
+        "signs": signs,
+        "loud": loud,
+        "written": os.listdir(),
     }""",
     "08_train_coco": """{
         "data": data.name,
@@ -124,6 +190,24 @@ def check_quickstart(said: dict[str, Any]) -> None:
     assert said["written"] == ["runs"], "all that it writes is in one folder"
 
 
+def check_box_distributions(said: dict[str, Any]) -> None:
+    assert said["fast"] and said["bin_17"] == pytest.approx(100 * (3 ** (2 / 30) - 1) / 4)
+    assert said["clamped"] == pytest.approx([0.5, 0.6])
+    nearly, far = said["slip"]
+    assert nearly == pytest.approx(3.1, abs=0.2) and far == pytest.approx(0.25, abs=0.01)
+    assert 0.05 < said["half"][0] < 0.7 and said["half"][1] < 1e-3
+    assert said["sum"][0] == pytest.approx(said["sum"][1], abs=1e-3)
+    assert said["peaks"] == pytest.approx([-0.3, 0.3], abs=0.03)
+    assert said["bits"]["final"] < said["bits"]["layer0"] < 5.05
+    assert said["fgl"][0] == pytest.approx(said["fgl"][1], rel=1e-4)
+    matched, others, share = said["share"]
+    assert 0 < matched < others and share > matched / (matched + others)
+    assert said["with_t"] == pytest.approx(1, abs=0.1)
+    assert said["taught"] == {"layer0": True, "layer1": True, "final": False}
+    assert all(0 < iou < 1 for iou in said["iou"]) and said["lost"]["W(n)"] < 1e-6 < 3 < said["lost"]["linspace"]
+    assert "LookForwardTwice" in said["refusal"] and said["written"] == []
+
+
 def check_dense_o2o(said: dict[str, Any]) -> None:
     assert said["checks"] == [True] * 5 and said["pixels"] > 0.995 and said["slivers"] < 0.1
     assert said["empty"][0] == said["empty"][1] > 0
@@ -143,6 +227,22 @@ def check_dense_o2o(said: dict[str, Any]) -> None:
     assert said["written"] == ["runs"], "all that it writes is in one folder"
 
 
+def check_anatomy(said: dict[str, Any]) -> None:
+    terms, total, again = said["step"]
+    assert terms == 37 and again == pytest.approx(total, rel=1e-3)
+    assert said["cells"] == [True, 100] and said["gaze"][0] == 100 and said["gaze"][1] < 1e-5
+    assert said["shares"] == pytest.approx([1.0] * 3)
+    for by_hand, library in (said["edge"], said["l1"]):
+        assert by_hand == pytest.approx(library, abs=1e-5)
+    none, norm, clipped = said["gradient"]
+    assert none == 0 and norm > clipped == pytest.approx(0.1, rel=1e-3)
+    assert said["cut"] == [0.0] * 7 and min(said["taught"]) > 0
+    assert said["harm"]["0..255"]["AR100"] < said["harm"]["as it should be"]["AR100"]
+    largest, strange, company = zip(*said["signs"].values(), strict=True)  # as it should be, 0..255, BGR, training mode
+    assert largest[1] == pytest.approx(255) and strange[1] > 10 * strange[0] and company[3] > 100 * max(company[:3])
+    assert "needs Targets" in said["loud"] and said["written"] == []
+
+
 def check_train_coco(said: dict[str, Any]) -> None:
     assert said["stages"] == ["warm", "dense", "augment", "clean"] and len(said["losses"]) == 20
     assert all(0 < loss < 10_000 for loss in said["losses"]) and min(said["step"]) > 0
@@ -159,9 +259,42 @@ def check_train_coco(said: dict[str, Any]) -> None:
         assert step in (stopped + 1, 0) and {"stopped", "resumed"} <= set(said["events"])
 
 
+def check_matching(said: dict[str, Any]) -> None:
+    assert said["by_hand"] < 1e-4 and said["tried"] == [840, True]
+    assert said["odd"] == [[], [[1, 0], [3, 1]], 2, 1] and "must be finite" in said["refusal"]
+    assert said["overlap"] == [[[0, 1], [1, 0]], [[0, 0]]]
+    assert said["simota"][0] and said["simota"][1] >= 11
+    once, thrice, cleaned, careless = said["ap"]
+    assert once == pytest.approx(1) and thrice < 0.6 < careless < cleaned
+    assert said["takes"] == {"Hungarian": "B", "PositionModulated": "A"}
+    assert list(said["flips"]["Hungarian"]) == ["layer0", "layer1", "final"]
+    assert (said["rules"]["Hungarian"], said["rules"]["Dense O2O"]) == (11, 53)
+    targets, one, many = said["means"]
+    assert one == targets == pytest.approx(14.6, abs=1) and many > one and said["gain"] > 1.8
+    low, mean, high = said["ratio"]
+    assert 0 < low <= mean <= high <= 10 and mean > 1
+    assert said["quality"]["right"] == pytest.approx(1, abs=1e-3) and said["quality"]["mixed up"] < 0.5
+    (lost, *_), (gained, *_) = said["moved"]
+    assert lost[0] == gained[0] and lost[1] != gained[1] and said["written"] == []
+
+
+def check_losses(said: dict[str, Any]) -> None:
+    assert max(*said["equal"].values(), *said["slopes"].values(), *said["forms"]) < 1e-12
+    assert said["bad"] == pytest.approx([0.05 * math.log(2), math.log(2)]) and said["aim"] == pytest.approx(0.25)
+    assert min(said["leak"]) > 1.2 and max(said["leak"]) < 2.5
+    assert said["below"]["VFL"] < min(said["below"]["MAL"], said["below"]["pairs"])
+    assert said["pull"]["VFL"] < said["pull"]["MAL"]
+    assert {name: (len(table), len(table[0])) for name, table in said["ap"].items()} == {"VFL": (1, 2), "MAL": (1, 2)}
+    assert said["runs"] == [True, True] and said["written"] == ["runs"]
+
+
 CHECKS = {
     "00_quickstart": check_quickstart,
+    "01_matching": check_matching,
+    "02_losses": check_losses,
+    "03_box_distributions": check_box_distributions,
     "04_dense_o2o": check_dense_o2o,
+    "05_anatomy": check_anatomy,
     "08_train_coco": check_train_coco,
 }
 
@@ -186,8 +319,10 @@ def test_a_training_on_coco_is_rehearsed_on_coco128(
 def test_every_notebook_is_shown_with_its_outputs() -> None:
     assert NOTEBOOKS
     for path in NOTEBOOKS:
-        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        book = nbformat.read(path, as_version=4)
+        cells = [cell for cell in book.cells if cell.cell_type == "code"]
         assert any(cell.outputs for cell in cells), f"{path.name} was saved without outputs: make notebooks"
+        assert path.stat().st_size < LARGEST and "widgets" not in book.metadata, f"{path.name}: save it without widgets"
         assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), (
             f"{path.name}: run it in order"
         )

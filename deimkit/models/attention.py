@@ -140,11 +140,22 @@ class DeformableAttention(nn.Module):
 
     def forward(self, query: Tensor, boxes: Tensor, memory: Memory) -> Tensor:
         """query (B, Q, D) and its boxes (B, Q, 4) cxcywh as fractions of the image -> what it sees, (B, Q, D)."""
+        locations, weights = self.aim(query, boxes)
+        return sample(self.values(memory), locations, weights, self.points, self.discrete).to(query.dtype)
+
+    def aim(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Where every head of every query looks, (B, Q, H, P, 2) as in `sample`, and how much it counts, (B, Q, H, P).
+
+        The weights of a head add up to one over the points of all levels together.
+        """
         offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, -1, 2))  # (B, Q, H, P, 2)
         weights = full(self.attention_weights(query)).unflatten(-1, (self.heads, -1)).softmax(-1)  # (B, Q, H, P)
         boxes = boxes[:, :, None, None]  # (B, Q, 1, 1, 4)
-        locations = boxes[..., :2] + full(offsets) * self.share * boxes[..., 2:] * 0.5
-        return sample(memory.values, locations, weights, self.points, self.discrete).to(query.dtype)
+        return boxes[..., :2] + full(offsets) * self.share * boxes[..., 2:] * 0.5, weights
+
+    def values(self, memory: Memory) -> list[Tensor]:
+        """What is read, per level (B * H, D / H, h, w)."""
+        return memory.values
 
 
 class ProjectedAttention(DeformableAttention):
@@ -159,8 +170,11 @@ class ProjectedAttention(DeformableAttention):
             nn.init.zeros_(linear.bias)
 
     def forward(self, query: Tensor, boxes: Tensor, memory: Memory) -> Tensor:
-        """As `DeformableAttention`, from the tokens of the memory."""
+        """As `DeformableAttention`, with the output projected."""
+        return self.output_proj(super().forward(query, boxes, memory))
+
+    def values(self, memory: Memory) -> list[Tensor]:
+        """This layer's own projection of the tokens, per level (B * H, D / H, h, w)."""
         tokens = self.value_proj(memory.tokens).transpose(1, 2)  # (B, D, L)
         levels = zip(tokens.split([h * w for h, w in memory.shapes], 2), memory.shapes, strict=True)
-        values = split_heads([level.unflatten(2, shape) for level, shape in levels], self.heads)
-        return self.output_proj(super().forward(query, boxes, memory._replace(values=values)))
+        return split_heads([level.unflatten(2, shape) for level, shape in levels], self.heads)

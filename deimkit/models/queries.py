@@ -49,10 +49,14 @@ class TopKQueries(nn.Module):
         anchors, valid = cell_anchors(shapes, tokens.device, torch.promote_types(tokens.dtype, torch.float32))
         features = self.memory(tokens * valid)  # (B, L, D)
         logits = self.score(features)  # (B, L, C)
-        best = logits.amax(-1).topk(min(self.count, logits.shape[1]), 1).indices[..., None]  # (B, Q, 1)
+        best = self.best(logits)[..., None]  # (B, Q, 1)
         content = take(features, best)
         boxes = full(self.box(content)) + anchors[best[..., 0]]
         return Start(content.detach(), boxes.detach(), Predictions(take(logits, best), boxes.sigmoid()))
+
+    def best(self, logits: Tensor) -> Tensor:
+        """Which cells of logits (B, L, C) become queries, (B, Q), the most confident first."""
+        return logits.amax(-1).topk(min(self.count, logits.shape[1]), 1).indices
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:

@@ -179,13 +179,14 @@ class ClassLoss(Loss):
         values = []
         for part in pairs.runs(lambda output: output.preds.logits.shape):
             z = part.stack("logits")  # (k, B, Q, C)
-            background = self._entries(z, 0.0, 0.0).flatten(1).sum(1)
+            background = self.entries(z, 0.0, 0.0).flatten(1).sum(1)
             z = z.flatten().index_select(0, part.places() * z.shape[-1] + part.labels)  # (M,)
-            matched = self._entries(z, 1.0, self.quality(part)) - self._entries(z, 0.0, 0.0)
+            matched = self.entries(z, 1.0, self.quality(part)) - self.entries(z, 0.0, 0.0)
             values.append((background + part.sum(matched)) / part.count)
         return torch.cat(values)
 
-    def _entries(self, z: Tensor, one: float, q: Tensor | float) -> Tensor:
+    def entries(self, z: Tensor, one: float, q: Tensor | float) -> Tensor:
+        """What entries of logits z cost, all of them matched (`one` 1) with quality q, or all background (0, 0)."""
         target, weight = self.target_and_weight(z.sigmoid(), one, q)
         cost = F.softplus(z)  # BCE with target 0
         return weight * (cost - target * z if one else cost)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from deimkit import recipes
 from deimkit.boxes import cxcywh_to_xyxy
 from deimkit.errors import DataError, DeimkitError
-from deimkit.explore.anatomy import Anatomy, dissect
-from deimkit.explore.anatomy_figures import draw_cells, draw_influence, draw_maps, draw_trajectories
-from deimkit.explore.anatomy_flow import draw_step, flow
-from deimkit.explore.anatomy_lab import AnatomyLab
-from deimkit.explore.anatomy_step import influence, part_of, take_step
-from deimkit.explore.layers import all_layers
+from deimkit.explore.labs.anatomy import Anatomy, dissect
+from deimkit.explore.labs.anatomy_figures import draw_cells, draw_influence, draw_maps, draw_trajectories
+from deimkit.explore.labs.anatomy_flow import draw_step, flow
+from deimkit.explore.labs.anatomy_lab import AnatomyLab
+from deimkit.explore.labs.anatomy_step import influence, part_of, take_step
+from deimkit.explore.labs.layers import all_layers
 from deimkit.models.detector import Detector
 from deimkit.models.predict import prepare
 from deimkit.models.queries import cell_anchors

@@ -17,8 +17,8 @@ from deimkit.data.augment import Augment
 from deimkit.data.dataset import Dataset
 from deimkit.data.loader import Always, Assembler, Loader, Pictures, Task
 from deimkit.errors import DataError, DeimkitError
-from deimkit.explore import dense_figures as figures
-from deimkit.explore.dense import (
+from deimkit.explore.labs import dense_figures as figures
+from deimkit.explore.labs.dense import (
     SIZE,
     Cache,
     boxes_per_picture,
@@ -28,8 +28,8 @@ from deimkit.explore.dense import (
     shares,
     targets_per_image,
 )
-from deimkit.explore.dense_lab import DenseLab, Mixed
-from deimkit.explore.lab import Choice
+from deimkit.explore.labs.dense_lab import DenseLab, Mixed
+from deimkit.explore.labs.lab import Choice
 from deimkit.structures import Batch, Targets
 from tests.scenes import split_of
 

@@ -13,7 +13,7 @@ from plotly.graph_objects import Figure
 
 from deimkit.errors import DeimkitError
 from deimkit.explore.frame import VIEW
-from deimkit.explore.lab import Choice, Control, Lab, Slider
+from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
 
 
 class Wave(Lab):
@@ -151,7 +151,7 @@ def test_without_widgets_the_picture_is_shown_alone(monkeypatch: pytest.MonkeyPa
     shown: list[dict[str, Any]] = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    monkeypatch.delitem(sys.modules, "deimkit.explore.lab_live", raising=False)
+    monkeypatch.delitem(sys.modules, "deimkit.explore.labs.lab_live", raising=False)
     lab = Wave()
     lab._ipython_display_()
     assert [list(data) for data in shown] == [["text/html", "text/plain"]] and lab.live is None

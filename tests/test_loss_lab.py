@@ -15,11 +15,11 @@ from torch import Tensor
 from deimkit.criterion import Criterion
 from deimkit.data.loader import Always, Loader
 from deimkit.data.split import CategoryMap
-from deimkit.explore import loss_curves as curves
-from deimkit.explore.lab import Choice
-from deimkit.explore.loss_curves import PUBLISHED, P, Q, entry, made_up, matched, quality_of, target_of, tuned
-from deimkit.explore.loss_figures import cost_at, draw_paper, draw_seeds, draw_shares, shares
-from deimkit.explore.loss_lab import TUNED, LossLab
+from deimkit.explore.labs import loss_curves as curves
+from deimkit.explore.labs.lab import Choice
+from deimkit.explore.labs.loss_curves import PUBLISHED, P, Q, entry, made_up, matched, quality_of, target_of, tuned
+from deimkit.explore.labs.loss_figures import cost_at, draw_paper, draw_seeds, draw_shares, shares
+from deimkit.explore.labs.loss_lab import TUNED, LossLab
 from deimkit.explore.still import picture
 from deimkit.losses import MAL, PSL, QFL, VFL, Focal, Pairs
 from deimkit.structures import Match, Output, Predictions, Targets

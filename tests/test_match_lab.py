@@ -16,11 +16,11 @@ from deimkit import api
 from deimkit.data.dataset import Dataset
 from deimkit.data.loader import Always, Loader
 from deimkit.errors import DataError
-from deimkit.explore import match_panels, positives
-from deimkit.explore.lab import Choice
-from deimkit.explore.layers import all_layers
-from deimkit.explore.match_lab import DENSE, RULES, Matched, MatchLab
-from deimkit.explore.match_scene import alone, in_mosaic
+from deimkit.explore.labs import match_panels, positives
+from deimkit.explore.labs.lab import Choice
+from deimkit.explore.labs.layers import all_layers
+from deimkit.explore.labs.match_lab import DENSE, RULES, Matched, MatchLab
+from deimkit.explore.labs.match_scene import alone, in_mosaic
 from deimkit.matching import Hungarian, PositionModulated, SimOTA
 from deimkit.models.detector import Detector
 from tests.micro import MICRO, scenes

@@ -13,8 +13,8 @@ import pytest
 
 from deimkit import recipes
 from deimkit.errors import DeimkitError, RecipeError
-from deimkit.explore.lab import Choice
-from deimkit.explore.schedule_lab import FOLLOWS, STAYS, Schedule, ScheduleLab
+from deimkit.explore.labs.lab import Choice
+from deimkit.explore.labs.schedule_lab import FOLLOWS, STAYS, Schedule, ScheduleLab
 from deimkit.training.timeline import momentum
 
 R50 = recipes.get("deim_rtdetrv2_r50vd")  # of which DEIM's Fig. 5 is: 60 epochs, changes at 4, 34 and 58

@@ -21,8 +21,8 @@ from deimkit.errors import DeimkitError
 from deimkit.explore import still
 from deimkit.explore.curves import INK, LINES
 from deimkit.explore.plots import Picture
-from deimkit.explore.still_axes import Axis, Numbers, stride
-from deimkit.explore.still_values import colour, filled, ink_on, plain, spoken
+from deimkit.explore.still.axes import Axis, Numbers, stride
+from deimkit.explore.still.values import colour, filled, ink_on, plain, spoken
 from deimkit.explore.style import style
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)

@@ -1,1 +1,1 @@
-"""What people look at: boxes, curves, and in time the labs."""
+"""What people look at: boxes, curves, boards of runs, and the labs."""

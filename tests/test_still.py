@@ -23,7 +23,7 @@ from deimkit.explore.curves import INK, LINES
 from deimkit.explore.plots import Picture
 from deimkit.explore.still.axes import Axis, Numbers, stride
 from deimkit.explore.still.values import colour, filled, ink_on, plain, spoken
-from deimkit.explore.style import style
+from deimkit.explore.style import LOOK
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
 
@@ -65,6 +65,11 @@ def bare(**layout: Any) -> go.Figure:
     return figure
 
 
+def ours(figure: go.Figure, **layout: Any) -> go.Figure:
+    """The figure in the look of this package."""
+    return figure.update_layout(template=LOOK, **layout)
+
+
 def labels(ax: Axes, way: str) -> list[str]:
     """What the visible ticks of an axis say."""
     axis = getattr(ax, f"{way}axis")
@@ -104,7 +109,7 @@ def test_flat_pictures_are_small_and_exact_and_photos_keep_their_colours() -> No
 
 def test_a_curve_has_the_given_points_and_breaks_off_at_none() -> None:
     x, y = np.linspace(0, 1, 30), np.linspace(0, 1, 30) ** 2
-    figure = style(go.Figure().add_scatter(x=x, y=y, line={"color": "red", "dash": "dash", "width": 3}))
+    figure = ours(go.Figure().add_scatter(x=x, y=y, line={"color": "red", "dash": "dash", "width": 3}))
     figure.add_scatter(x=[0, 1, 2], y=[1, None, 2], mode="lines")
     curve, broken = Shot(figure).axes[0].lines
     np.testing.assert_allclose(curve.get_xydata(), np.stack([x, y], 1))
@@ -308,7 +313,7 @@ def test_subplots_stand_in_their_domains_with_their_titles_above() -> None:
     figure = make_subplots(2, 3, subplot_titles=list("abcdef"))
     for i in range(6):
         figure.add_scatter(y=[0, 1], row=i // 3 + 1, col=i % 3 + 1)
-    shot = Shot(style(figure, height=600))
+    shot = Shot(ours(figure, height=600))
     paper = shot.paper.get_position()
     for i, ax in enumerate(shot.axes):
         number = str(i + 1) if i else ""
@@ -549,7 +554,7 @@ def test_legends_keep_groups_together_and_turn_stacks_round() -> None:
     for name, group in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "")):
         figure.add_scatter(y=[1, 2], name=name, legendgroup=group)
     assert said(Shot(figure)) == ["a", "c", "b", "d"]
-    assert said(Shot(style(figure))) == ["a", "b", "c", "d"]
+    assert said(Shot(ours(figure))) == ["a", "b", "c", "d"]
     stack = go.Figure(layout_barmode="stack").add_bar(y=[1], name="low").add_bar(y=[1], name="high")
     assert said(Shot(stack)) == ["high", "low"]
 
@@ -557,14 +562,13 @@ def test_legends_keep_groups_together_and_turn_stacks_round() -> None:
 # ---------------------------------------------------------------------------------------------------- the look
 
 
-def test_a_styled_figure_has_our_colours_live_and_still() -> None:
-    figure = style(go.Figure().add_scatter(y=[1, 2]).add_scatter(y=[2, 1]), "What is seen", height=334)
-    assert tuple(figure.layout.template.layout.colorway) == LINES and figure.layout.height == 334
+def test_a_figure_in_our_look_has_our_colours_live_and_still() -> None:
+    figure = ours(go.Figure().add_scatter(y=[1, 2]).add_scatter(y=[2, 1]), title="What is seen", height=334)
+    assert tuple(figure.layout.template.layout.colorway) == LINES
     shot = Shot(figure)
     assert [to_hex(line.get_color()) for line in shot.axes[0].lines] == [tint.lower() for tint in LINES[:2]]
     assert shot.words() == ["What is seen"] and tuple(shot.paper.texts[0].get_color())[:3] == to_rgb(INK)
     assert shot.pixels.shape == (501, 1650, 3) and tuple(shot.pixels[0, 0]) == WHITE
-    assert style(figure, height=200).layout.title.text == "What is seen"  # as often as one likes
 
 
 def test_plotlys_own_template_is_followed_as_well() -> None:
@@ -641,3 +645,18 @@ def test_what_shows_only_under_a_mouse_is_no_reason_to_refuse() -> None:
     figure = go.Figure(layout={"hovermode": "x", "dragmode": "pan", "uirevision": 1})
     figure.add_scatter(y=[1], hovertemplate="%{y}", customdata=[1], uid="a", meta="b", legendgroup="c")
     assert len(Shot(figure).axes[0].collections) == 1
+
+
+def test_a_figure_of_a_scene_alone_is_drawn() -> None:
+    z = np.add.outer(np.arange(4.0), np.arange(5.0))
+    shot = Shot(ours(go.Figure().add_surface(z=z, showscale=False), height=300))
+    assert len(np.unique(shot.pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_notebook_keeps_the_legend_beside_the_panels() -> None:
+    figure = ours(go.Figure().add_scatter(y=[1, 2], name="a long name").add_scatter(y=[2, 1], name="b"), height=300)
+    beside = figure.update_layout(legend={"x": 1.02, "y": 1})
+    kept = Image.open(io.BytesIO(still.picture(beside)._repr_png_()))
+    without = Image.open(io.BytesIO(still.picture(figure.update_layout(showlegend=False))._repr_png_()))
+    ink = [np.asarray(image.convert("L"))[:, -kept.width // 8 :] < 128 for image in (kept, without)]
+    assert ink[0].sum() > 100, "words at the right end"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deimkit.explore.curves import INK, LINES
 from deimkit.explore.plots import PAPER
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 SCALE = "Viridis"
 FAINT, GRID = "#8a8a8a", "#e6e8eb"
@@ -35,14 +32,3 @@ LOOK: dict[str, Any] = {
     },
     "data": {kind: [{"colorscale": SCALE}] for kind in ("heatmap", "contour", "surface")},
 }
-
-
-def style(figure: Figure, title: str | None = None, height: int = 450) -> Figure:
-    """Give a figure the look of this package, at any time and without touching what it says itself; returns it.
-
-    height: in pixels; it is as wide as the page.
-    """
-    figure.update_layout(template=LOOK, height=height)
-    if title is not None:
-        figure.update_layout(title_text=title, margin_t=72)
-    return figure

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -283,6 +284,7 @@ class Page:
             columnspacing=1.4,
         )
         self.whole.add_artist(made)
+        made.set_clip_on(False)  # a notebook cuts a picture out by what is not clipped
         return made
 
     def _title(self) -> None:
@@ -304,7 +306,7 @@ class Page:
         found += [bar.get_tightbbox(renderer) for bar in bars]
         for sub in self.subplots.values():
             found += [axis.get_tightbbox(renderer) for axis in (sub.ax.xaxis, sub.ax.yaxis) if axis.get_visible()]
-        seen = [box for box in found if box is not None]
+        seen = [box for box in found if box is not None and np.isfinite(box.extents).all()]  # no ticks, no extent
         if not seen:
             return
         whole = Bbox.union(seen)

@@ -119,10 +119,14 @@ def test_a_batch_may_be_brought_twice_or_never(log: list[str]) -> None:
     assert next(turn) is c and list(turn) == []
 
 
-def test_on_a_cpu_batches_pass_as_they_are() -> None:
-    courier, batches = Courier(torch.device("cpu")), iter([batch("a")])
-    assert courier.ahead(batches) is batches
-    one = batch("a")
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_without_cuda_batches_pass_as_they_are(device: str) -> None:
+    batches = iter([batch("a")])
+    assert Courier(torch.device(device)).ahead(batches) is batches
+
+
+def test_on_a_cpu_nothing_is_copied() -> None:
+    courier, one = Courier(torch.device("cpu")), batch("a")
     assert all(x is y for x, y in zip(tensors(courier.bring(one)), tensors(one), strict=True))
 
 

@@ -16,6 +16,7 @@ from deimkit import recipes
 from deimkit.data.augment import Augment
 from deimkit.data.dataset import Dataset
 from deimkit.data.loader import Always, Assembler, Loader, Pictures, Task
+from deimkit.data.synthetic import Synthetic
 from deimkit.errors import DataError, DeimkitError
 from deimkit.explore.labs import dense_figures as figures
 from deimkit.explore.labs.dense import (
@@ -308,3 +309,17 @@ def test_coco128_has_about_as_many_targets_as_table_12_says(shared: Path) -> Non
     counts = targets_per_image(split, Augment(), size=128)
     assert boxes_per_picture(split).mean() == pytest.approx(7.26, abs=0.01)
     assert counts.mean() == pytest.approx(25, rel=0.2) and SIZE == (640, 640)
+
+
+def test_a_background_picture_can_be_looked_at(tmp_path: Path) -> None:
+    data = Dataset.open(Synthetic(train=2, val=1, size=64).write(tmp_path / "scenes"))
+    assert data.train is not None
+    bare = replace(data.train, crowd=np.ones_like(data.train.crowd))
+    lab = DenseLab(replace(data, train=bare), size=64).set(picture=0, stage="clean")
+    assert "image/png" in lab.still()["text/html"] and lab.found.put_in == 0
+
+
+def test_the_most_crowded_image_is_drawn_too() -> None:
+    ax = figures.draw_counts({"a": np.array([10] * 99 + [330])})
+    steps = ax.patches[0].get_data()
+    assert steps.values.sum() == pytest.approx(100) and steps.edges[-1] > 330

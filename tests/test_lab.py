@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,9 +58,9 @@ class Wave(Lab):
         return {"kind": "cos"} if trace == "wave" and x > 1 else {}
 
 
-def test_set_moves_controls_and_found_follows_lazily() -> None:
+def test_set_moves_controls_and_found_follows() -> None:
     lab = Wave()
-    assert lab.values == {"height": 1.0, "hills": 3, "kind": "sin"} and lab.computed == 0
+    assert lab.values == {"height": 1.0, "hills": 3, "kind": "sin"} and lab.computed == 0, "not before it is asked"
     assert lab.set(height=0.5, kind="cos") is lab
     np.testing.assert_allclose(lab.found["y"], 0.5 * np.cos(3 * np.linspace(0, 2 * np.pi, 41)))
     assert lab.found is lab.found and lab.computed == 1
@@ -83,6 +85,38 @@ def test_values_that_a_control_cannot_have_change_nothing(values: dict[str, Any]
     with pytest.raises(DeimkitError, match=re.escape(said)):
         lab.set(**values)
     assert lab.values == {"height": 1.0, "hills": 3, "kind": "sin"}
+
+
+def test_numbers_of_numpy_are_taken_as_pythons() -> None:
+    lab = Wave().set(hills=np.int64(4), height=np.float32(0.5))
+    assert lab.values["hills"] == 4 and type(lab.values["hills"]) is int and type(lab.values["height"]) is float
+
+
+def test_what_cannot_be_computed_leaves_all_as_it_was() -> None:
+    class Shy(Wave):
+        def compute(self, *args: Any, **values: Any) -> Any:
+            if values["hills"] == 7:
+                raise DeimkitError("7 is too many.")
+            return super().compute(**values)
+
+    lab = Shy()
+    live, before = lab.live, lab.found
+    assert live is not None
+    with pytest.raises(DeimkitError, match="7 is too many"):
+        lab.set(hills=7)
+    live.controls["hills"].value = 7
+    assert "7 is too many" in live.said.value
+    assert lab.values["hills"] == 3 and lab.found is before
+
+
+def test_a_closed_lab_is_let_go() -> None:
+    lab = Wave()
+    assert lab.live is not None
+    gone = weakref.ref(lab)
+    lab.close()
+    del lab
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_picture_says_in_words_what_it_shows() -> None:
@@ -131,7 +165,7 @@ def test_a_drag_too_far_is_explained_and_the_last_good_figure_stays() -> None:
     lab = Wave()
     live = lab.live
     assert live is not None
-    live._set(lab.dragged([type("Shape", (), {"y1": 7})]))
+    live._set(lambda: lab.dragged([type("Shape", (), {"y1": 7})]))
     assert lab.values["height"] == 1.0 and "height is a number from 0.0 to 2.0; got 7.0." in live.said.value
 
 

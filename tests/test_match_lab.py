@@ -15,7 +15,7 @@ import torch
 from deimkit import api
 from deimkit.data.dataset import Dataset
 from deimkit.data.loader import Always, Loader
-from deimkit.errors import DataError
+from deimkit.errors import DataError, DeimkitError
 from deimkit.explore.labs import match_panels, positives
 from deimkit.explore.labs.lab import Choice
 from deimkit.explore.labs.layers import all_layers
@@ -23,6 +23,7 @@ from deimkit.explore.labs.match_lab import DENSE, RULES, Matched, MatchLab
 from deimkit.explore.labs.match_scene import alone, in_mosaic
 from deimkit.matching import Hungarian, PositionModulated, SimOTA
 from deimkit.models.detector import Detector
+from deimkit.structures import Match
 from tests.micro import MICRO, scenes
 
 MATCHERS: dict[str, Any] = {
@@ -258,3 +259,21 @@ def test_the_figures_hold_every_image() -> None:
     bars, *lines = positives.draw_ratios(positives.ratios(many, one), claim=10).data
     assert sum(bars.y) == 4 and [line.x[0] for line in lines] == [1.0, pytest.approx(np.mean(many / one)), 10]
     assert len(positives.draw_ratios(np.empty(0), claim=10).data) == 4
+
+
+def test_who_changes_is_asked_of_one_to_one_matchers_and_of_boxes_alone(model: Detector, data: Dataset) -> None:
+    with pytest.raises(DeimkitError, match="one query at most; got SimOTA"):
+        positives.unstable(model, data.val, CrowdOfTwo())
+    with pytest.raises(DeimkitError, match="has no boxes"):
+        positives.unstable(model, data.val.take([]), Hungarian())
+
+
+class CrowdOfTwo(SimOTA):
+    """Gives the first target two queries, whatever they say."""
+
+    def __call__(self, outputs: Any, targets: Any) -> list[Match]:
+        two = torch.zeros(2, dtype=torch.long)
+        return [Match(two, torch.arange(2), two) for _ in outputs]
+
+    def __repr__(self) -> str:
+        return "SimOTA of two"

@@ -37,7 +37,7 @@ class Courier:
 
     def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, each handed out when the next is on its way; what failed is raised in its turn."""
-        return batches if self.device.type == "cpu" else self._ahead(batches)
+        return self._ahead(batches) if self.device.type == "cuda" else batches
 
     def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         self._sent.clear()

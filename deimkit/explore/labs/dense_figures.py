@@ -26,7 +26,8 @@ def draw_counts(counts: Mapping[str, Counts], ax: Axes | None = None) -> Axes:
     """Draw how many images teach how many targets, a curve for every way of making images, with its mean."""
     ax = ax or panel(9, 3.2)
     top = max(int(values.max()) for values in counts.values())
-    edges = np.arange(0, top + 6, max(1, round(top / 24)))
+    step = max(1, round(top / 24))
+    edges = np.arange(0, top + step + 1, step)  # the last one above the most crowded image
     styles = ("-", "--", "-.", ":")
     for i, (name, values) in enumerate(counts.items()):
         height, _ = np.histogram(values, edges)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from deimkit.errors import DeimkitError
@@ -45,11 +46,11 @@ class Slider:
 
     def checked(self, value: Any) -> float | int:
         """The value as this control can have it; `DeimkitError` says what it takes otherwise."""
-        right = isinstance(value, int if self.whole else (int, float)) and not isinstance(value, bool)
+        right = isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool)  # numpy's too
         if not right or not self.low <= value <= self.high:
             kind = "whole number" if self.whole else "number"
             raise DeimkitError(f"{self.name} is a {kind} from {self.low} to {self.high}; got {value!r}.")
-        return value
+        return int(value) if self.whole else float(value)
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,17 @@ class Lab:
         return self._found
 
     def set(self, **values: Any) -> Lab:
-        """Move controls; raises `DeimkitError` for one that is not there, or a value that it cannot have."""
+        """Move controls; raises `DeimkitError` for one that is not there, or a value that it cannot have.
+
+        Where that or anything else goes wrong, all stays as it was.
+        """
         known = {control.name: control for control in self.controls()}
         for name, value in values.items():
             if name not in known:
                 raise DeimkitError(f"{type(self).__name__} has the controls {', '.join(known)}; got {name!r}.")
-            known[name].checked(value)
-        self.values |= values
-        self._fresh = False
+            values[name] = known[name].checked(value)
+        found = self.compute(**{**self.values, **values})
+        self.values, self._found, self._fresh = {**self.values, **values}, found, True
         if self._live is not None:
             self._live.update()
         return self

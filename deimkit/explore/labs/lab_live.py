@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ class Live:
         movable = any(shape.editable for shape in self.figure.layout.shapes)
         self.figure._config = {"displaylogo": False, "edits": {"shapePosition": movable}}
         for name, widget in self.controls.items():
-            widget.observe(lambda change, name=name: self._set({name: change["new"]}), "value")
-        self.figure.layout.on_change(lambda _, shapes: self._set(lab.dragged(shapes)), "shapes")
+            widget.observe(lambda change, name=name: self._set(lambda: {name: change["new"]}), "value")
+        self.figure.layout.on_change(lambda _, shapes: self._set(lambda: self.lab.dragged(shapes)), "shapes")
         for trace in self.figure.data:
             trace.on_click(self._clicked)
         self.root = w.VBox(
@@ -58,22 +59,29 @@ class Live:
         self._say(self.lab.words(self.lab.found))
 
     def close(self) -> None:
-        """Take all of it out of the notebook."""
+        """Take all of it out of the notebook, and let go of the lab: plotly never lets go of a figure widget."""
         for widget in (*self.controls.values(), self.said, self.figure, *self.root.children, self.root):
-            widget.close()
+            for part in (getattr(widget, "style", None), widget.layout, widget):
+                if isinstance(part, w.Widget):
+                    part.close()
+        self._quiet = True
+        del self.lab
 
     def _say(self, words: str) -> None:
         self.said.value = f'<p role="status" aria-live="polite">{escape(words)}</p>'
 
     def _clicked(self, trace: Any, points: Any, _: Any) -> None:
         if points.point_inds:  # every trace of a panel is told, those too of which no point was clicked
-            self._set(self.lab.clicked(trace.name, points.xs[0], points.ys[0]))
+            self._set(lambda: self.lab.clicked(trace.name, points.xs[0], points.ys[0]))
 
-    def _set(self, values: dict[str, Any]) -> None:
-        if self._quiet or not values:
+    def _set(self, moved: Callable[[], dict[str, Any]]) -> None:
+        """Move the controls that a reader's hand has moved."""
+        if self._quiet:
             return
         try:
-            self.lab.set(**values)
+            values = moved()
+            if values:
+                self.lab.set(**values)
         except DeimkitError as error:  # a reader's last good figure stays
             self._say(str(error))
 

@@ -60,10 +60,11 @@ def made_up(iou: Tensor) -> Pairs:
 
 
 def matched(detector: Detector, batch: Batch) -> Pairs:
-    """The pairs that the matcher makes of what a detector says in the end about a batch."""
+    """The pairs, on the CPU, that the matcher makes of what a detector on any device says in the end about a batch."""
+    weight = next(detector.parameters())
     with predicting(detector):
-        preds = detector(batch.finish().images)
-        return Criterion(()).pairs([Output("final", preds)], batch.targets)[0]
+        preds = detector(batch.finish().images.to(weight.device, weight.dtype)).to("cpu")
+        return Criterion(()).pairs([Output("final", preds)], batch.targets.to("cpu"))[0]
 
 
 def logits_of(pairs: Pairs) -> Tensor:

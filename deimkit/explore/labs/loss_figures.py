@@ -25,6 +25,7 @@ SCENE: dict[str, Any] = {"camera": {"eye": {"x": 1.35, "y": -1.75, "z": 0.9}}, "
 SCENE |= {"xaxis": {"title": {"text": "score p"}}, "yaxis": {"title": {"text": "IoU q"}}}
 LOW, HIGH = 0.05, 0.95  # the IoUs of DEIM Fig. 4a and 4b
 SIDES = ((0.0, 0.47), (0.53, 1.0))
+PATTERNS = ("", "/", "x", ".")  # of bars, for those who cannot tell their colours
 
 
 def cost_at(loss: ClassLoss, p: float | Tensor, iou: float) -> Tensor:
@@ -99,11 +100,13 @@ def draw_shares(losses: Mapping[str, ClassLoss], pairs: Pairs, bins: int = 5) ->
 
     edges = np.linspace(0, 1, bins + 1).tolist()
     names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
-    bars, highest = [], 1.0
+    bars: list[dict[str, Any]] = []
+    highest = 1.0
     for name, found in shares(losses, pairs, edges).items():
         words, colour = (name, LOOKS[name][0]) if name in LOOKS else ("number of pairs", FAINT)
         percent = (100 * found).numpy()
-        bars.append({"type": "bar", "x": names, "y": percent, "name": words, "marker": {"color": colour}})
+        look = {"color": colour, "pattern": {"shape": PATTERNS[len(bars) % len(PATTERNS)]}}
+        bars.append({"type": "bar", "x": names, "y": percent, "name": words, "marker": look})
         highest = max(highest, float(percent.max()))
     layout: dict[str, Any] = {"template": LOOK, "width": 900, "height": 340, "barmode": "group", "bargap": 0.25}
     layout["legend"] = {"orientation": "h", "x": 0.02, "y": 0.99, "yanchor": "top"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from deimkit.data.augment import Augment
 from deimkit.data.loader import Always, Loader
 from deimkit.data.split import Split
+from deimkit.errors import DeimkitError
 from deimkit.explore.curves import INK, LINES
 from deimkit.explore.labs.layers import all_layers
 from deimkit.explore.labs.sheet import Sheet
@@ -64,13 +65,18 @@ def positives_per_image(
 def unstable(model: Detector, split: Split, matcher: Matcher, batch: int = 8) -> dict[str, float]:
     """The share of targets, in [0, 1], that another query answers for than in the layer before, by layer.
 
-    The first is compared with the proposals. Sums over all images. Source: Stable-DINO 2.4.3, "unstable score".
+    The first is compared with the proposals. Sums over all images. matcher: one to one. Source: Stable-DINO 2.4.3,
+    "unstable score". Raises `DeimkitError` for a matcher that gives a target several queries, or a split without boxes.
     """
+    if not len(split.boxes):
+        raise DeimkitError(f"Who answers for a target can only change where there is one; {split.name} has no boxes.")
     changed: dict[str, list[NDArray[np.float64]]] = {}
     for shown in _shown(model, Loader(split, batch, model.size)):
         outputs = {output.name: output.to("cpu") for output in all_layers(model, shown.images)}
         names = in_order(list(outputs))
         matches = matcher([outputs[name] for name in names], shown.targets.to("cpu"))
+        if any(len(match.target.unique()) < len(match.target) for match in matches):
+            raise DeimkitError(f"Expected a matcher that gives every target one query at most; got {matcher}.")
         for name, (before, now) in zip(names[1:], pairwise(matches), strict=True):
             pair = tables(*((match.target.numpy(), match.query.numpy()) for match in (before, now)))
             changed.setdefault(name, []).append(moved(*pair))
@@ -93,7 +99,8 @@ def draw_distribution(counts: Mapping[str, Counts], width: int = 5) -> Figure:
     x = {"title": "positives of an image", "range": [0, float(edges[-1])]}
     y = {"title": "images", "range": [0, 1.35 * most]}  # room for the legend
     panel = sheet.panel("how many images have how many positives", (0, 1), (0, 1), x, y)
-    for (name, values), tint, dash in zip(counts.items(), LINES, ("solid", "dash", "dot", "dashdot"), strict=False):
+    looks = zip(cycle(LINES), cycle(("solid", "dash", "dot", "dashdot")), strict=False)
+    for (name, values), (tint, dash) in zip(counts.items(), looks, strict=False):
         line = {"color": tint, "dash": dash, "width": 2.5, "shape": "hv"}
         at = {"x": edges, "y": np.append(shares[name], shares[name][-1])}
         panel.add("scatter", **at, name=f"{name}: {values.mean():.1f} on average", mode="lines", line=line)

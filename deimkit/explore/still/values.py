@@ -125,6 +125,8 @@ def shades(marker: Part, count: int, tint: Any) -> tuple[NDArray[Any], ScalarMap
     if any(isinstance(value, str) for value in list(given)[:1]):
         return np.asarray([colour(value) for value in given]).reshape(-1, 4), None
     found = numbers(given)
+    if not found.size:
+        return np.empty((0, 4)), None
     norm = span(found, marker, "c")
     chart = cmap(marker)
     return np.asarray(chart(norm(found)), float).reshape(-1, 4), ScalarMappable(norm, chart)

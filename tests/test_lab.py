@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gc
+import json
 import re
 import sys
 import weakref
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from plotly.graph_objects import Figure
 
 from deimkit.errors import DeimkitError
@@ -128,45 +131,74 @@ def test_the_picture_says_in_words_what_it_shows() -> None:
     assert "data:image/png;base64," in html
 
 
+def shown(lab: Lab) -> dict[str, Any]:
+    """What the page is told to show: data, layout and config."""
+    assert lab.live is not None
+    told: dict[str, Any] = json.loads(lab.live.chart.figure)
+    return told
+
+
+def line(lab: Lab) -> NDArray[np.float64]:
+    """The wave that the page shows."""
+    packed = shown(lab)["data"][0]["y"]  # as plotly packs arrays
+    return np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
+
+
 def test_the_widget_follows_set_and_set_follows_the_widget() -> None:
     lab = Wave()
     live = lab.live
     assert live is not None and lab.live is live
     lab.set(hills=2)
     assert live.controls["hills"].value == 2
-    np.testing.assert_array_equal(live.figure.data[0].y, lab.found["y"])
+    np.testing.assert_array_equal(line(lab), lab.found["y"])
     live.controls["height"].value = 0.3
-    assert lab.values["height"] == 0.3 and live.figure.data[0].y.max() == pytest.approx(0.3, rel=0.01)
+    assert lab.values["height"] == 0.3 and line(lab).max() == pytest.approx(0.3, rel=0.01)
     assert "The wave is 0.3 high &amp; sin." in live.said.value and 'aria-live="polite"' in live.said.value
+    assert live.chart.words == "The wave is 0.3 high & sin."
     before = lab.computed
     live.controls["kind"].value = "cos"
     assert lab.computed == before + 1, "computed once for each move"
+    assert len(shown(lab)["layout"]["annotations"]) == 1
+    assert "annotations" not in shown(lab.set(kind="sin"))["layout"]
 
 
-def test_what_a_new_figure_lacks_is_taken_away() -> None:
-    lab = Wave().set(kind="cos")
-    assert lab.live is not None and len(lab.live.figure.layout.annotations) == 1
-    lab.set(kind="sin")
-    assert len(lab.live.figure.layout.annotations) == 0 and len(lab.live.figure.layout.shapes) == 1
+def test_a_page_that_asks_for_the_library_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, sent = Wave(), []
+    assert lab.live is not None
+    monkeypatch.setattr(type(lab.live.chart), "send", lambda self, message, buffers: sent.append((message, buffers)))
+    lab.live._heard(lab.live.chart, {"ask": "plotly"}, [])
+    ((message, (library,)),) = sent
+    assert message == {"answer": "plotly"} and b"plotly.js v" in library[:200] and len(library) > 1_000_000
 
 
 def test_a_dragged_shape_and_a_clicked_point_move_controls() -> None:
     lab = Wave()
     live = lab.live
-    assert live is not None and live.figure._config["edits"] == {"shapePosition": True}
-    live.figure._handler_js2py_relayout({"new": {"relayout_data": {"shapes[0].y1": 1.5}, "source_view_id": "a"}})
+    assert live is not None and shown(lab)["config"]["edits"] == {"shapePosition": True}
+    live._heard(live.chart, {"dragged": [{"x0": 0, "y1": 1.5}]}, [])
     assert lab.values["height"] == 1.5 and live.controls["height"].value == 1.5
-    points = type("Points", (), {"point_inds": [20], "xs": [3.1], "ys": [0.0]})
-    live._clicked(live.figure.data[0], points, None)
+    live._heard(
+        live.chart, {"clicked": [{"trace": "other", "x": 3.1, "y": 0}, {"trace": "wave", "x": 0.5, "y": 0}]}, []
+    )
+    assert lab.values["kind"] == "sin"
+    live._heard(live.chart, {"clicked": [{"trace": "wave", "x": 3.1, "y": 0}]}, [])
     assert lab.values["kind"] == "cos"
+
+
+def test_a_shape_that_was_dragged_to_no_effect_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, again = Wave(), []
+    assert lab.live is not None
+    monkeypatch.setattr(type(lab.live.chart), "send_state", lambda self, key: again.append(key))
+    lab.live._heard(lab.live.chart, {"dragged": [{"y1": 1.0}]}, [])
+    assert again == ["figure"]
 
 
 def test_a_drag_too_far_is_explained_and_the_last_good_figure_stays() -> None:
     lab = Wave()
     live = lab.live
     assert live is not None
-    live._set(lambda: lab.dragged([type("Shape", (), {"y1": 7})]))
-    assert lab.values["height"] == 1.0 and "height is a number from 0.0 to 2.0; got 7.0." in live.said.value
+    live._heard(live.chart, {"dragged": [{"y1": 7}]}, [])
+    assert lab.values["height"] == 1.0 and "height is a number from 0.0 to 2.0; got 7." in live.said.value
 
 
 def test_the_widget_hides_the_picture_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:

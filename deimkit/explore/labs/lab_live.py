@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import partial
 from html import escape
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
-from plotly.graph_objects import FigureWidget
+import traitlets
+from anywidget import AnyWidget
+from plotly.offline import get_plotlyjs
 
 from deimkit.errors import DeimkitError
 from deimkit.explore.frame import STYLE
@@ -16,8 +22,28 @@ from deimkit.explore.labs.lab import Choice, Control, Lab
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-# What a figure need not have, and so has to be taken away where a new one lacks it.
-OPTIONAL: dict[str, Any] = {"shapes": (), "annotations": (), "images": ()}
+
+class Chart(AnyWidget):
+    """A plotly figure in a page: plotly's own widget sends the whole library for every figure, this one once a page.
+
+    figure: data, layout and config as JSON. words: what it shows. What a hand does to it comes back as messages:
+    "clicked" with trace, x and y of the points, and "dragged" with all shapes.
+    """
+
+    _esm = Path(__file__).with_name("chart.js")
+    figure = traitlets.Unicode().tag(sync=True)
+    words = traitlets.Unicode().tag(sync=True)
+
+    def show(self, drawn: Figure, words: str) -> None:
+        """Let the page show a figure; again, even if it is the same, for a hand may have moved its shapes."""
+        movable = any(shape.editable for shape in drawn.layout.shapes)
+        config = {"displaylogo": False, "responsive": True, "edits": {"shapePosition": movable}}
+        told = json.loads(drawn.to_json(validate=False))
+        figure = json.dumps({"data": told["data"], "layout": told["layout"], "config": config})
+        same = figure == self.figure
+        self.words, self.figure = words, figure
+        if same:
+            self.send_state("figure")
 
 
 class Live:
@@ -28,24 +54,19 @@ class Live:
         self._quiet = False  # while it moves controls itself
         hide = f"<style>.{lab.mark} {{ display: none }}</style>"
         self.controls = {control.name: _widget(control, lab.values[control.name]) for control in lab.controls()}
-        self.said = w.HTML()
-        self.figure = FigureWidget(lab.figure())
-        movable = any(shape.editable for shape in self.figure.layout.shapes)
-        self.figure._config = {"displaylogo": False, "edits": {"shapePosition": movable}}
+        self.said, self.chart = w.HTML(), Chart()
         for name, widget in self.controls.items():
             widget.observe(lambda change, name=name: self._set(lambda: {name: change["new"]}), "value")
-        self.figure.layout.on_change(lambda _, shapes: self._set(lambda: self.lab.dragged(shapes)), "shapes")
-        for trace in self.figure.data:
-            trace.on_click(self._clicked)
+        self.chart.on_msg(self._heard)
         self.root = w.VBox(
             [
                 w.HTML(f"{STYLE}{hide}<strong>{escape(lab.title)}</strong>"),
                 w.HBox(list(self.controls.values()), layout=w.Layout(flex_flow="row wrap")),
                 self.said,
-                self.figure,
+                self.chart,
             ]
         )
-        self._say(lab.words(lab.found))
+        self._show()
 
     def update(self) -> None:
         """Show the lab as it is now."""
@@ -53,26 +74,35 @@ class Live:
         try:
             for name, widget in self.controls.items():
                 widget.value = self.lab.values[name]
-            _bring_up_to_date(self.figure, self.lab.figure())
         finally:
             self._quiet = False
-        self._say(self.lab.words(self.lab.found))
+        self._show()
 
     def close(self) -> None:
-        """Take all of it out of the notebook, and let go of the lab: plotly never lets go of a figure widget."""
-        for widget in (*self.controls.values(), self.said, self.figure, *self.root.children, self.root):
+        """Take all of it out of the notebook, and let go of the lab."""
+        for widget in (*self.controls.values(), self.said, self.chart, *self.root.children, self.root):
             for part in (getattr(widget, "style", None), widget.layout, widget):
                 if isinstance(part, w.Widget):
                     part.close()
         self._quiet = True
         del self.lab
 
+    def _show(self) -> None:
+        words = self.lab.words(self.lab.found)
+        self.chart.show(self.lab.figure(), words)
+        self._say(words)
+
     def _say(self, words: str) -> None:
         self.said.value = f'<p role="status" aria-live="polite">{escape(words)}</p>'
 
-    def _clicked(self, trace: Any, points: Any, _: Any) -> None:
-        if points.point_inds:  # every trace of a panel is told, those too of which no point was clicked
-            self._set(lambda: self.lab.clicked(trace.name, points.xs[0], points.ys[0]))
+    def _heard(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
+        """Answer a page that asks for the library, and follow the hand of a reader."""
+        if message.get("ask") == "plotly":
+            self.chart.send({"answer": "plotly"}, [get_plotlyjs().encode()])
+        for point in message.get("clicked", ()):
+            self._set(partial(self.lab.clicked, point["trace"], point["x"], point["y"]))
+        if "dragged" in message:
+            self._set(lambda: self.lab.dragged([SimpleNamespace(**shape) for shape in message["dragged"]]))
 
     def _set(self, moved: Callable[[], dict[str, Any]]) -> None:
         """Move the controls that a reader's hand has moved."""
@@ -94,12 +124,3 @@ def _widget(control: Control, value: Any) -> Any:
     digits = {} if control.whole else {"readout_format": ".3g"}
     ends = {"min": control.low, "max": control.high, "step": control.step}
     return kind(value, **ends, description=control.words, **digits, **style)
-
-
-def _bring_up_to_date(shown: Any, drawn: Figure) -> None:
-    """Let a figure widget show what another figure does, in one message to the browser."""
-    with shown.batch_update():
-        for old, new in zip(shown.data, drawn.data, strict=True):
-            old.update({key: new[key] for key in new.to_plotly_json()}, overwrite=True)
-        layout = drawn.layout.to_plotly_json()
-        shown.layout.update(OPTIONAL | {key: drawn.layout[key] for key in layout}, overwrite=True)

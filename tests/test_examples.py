@@ -115,6 +115,7 @@ def test_whatever_is_taught_differently_has_a_folder_of_its_own(monkeypatch: pyt
     assert LONG.folder not in folders
 
 
+@pytest.mark.slow
 def test_two_processes_train_it_once() -> None:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}

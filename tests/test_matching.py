@@ -186,8 +186,8 @@ def test_half_precision_is_matched_in_float32() -> None:
     assert widen(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
 
 
-def test_published_costs_and_pairs(shared: Path) -> None:
-    """Every part of the cost, the whole cost and the pairs of the Deformable-DETR family's synthetic batch."""
+def synthetic_batch(shared: Path) -> tuple[dict[str, Tensor], Targets]:
+    """The numbers of the Deformable-DETR family's synthetic batch by name, and its targets."""
     path = shared / "golden/family/criterion_synth.npz"
     if not path.exists():
         pytest.skip("no reference costs")
@@ -195,6 +195,12 @@ def test_published_costs_and_pairs(shared: Path) -> None:
     targets = Targets.from_list(
         [{"labels": ref[f"in.gt_labels{i}"], "boxes": ref[f"in.gt_boxes{i}"]} for i in range(4)]
     )
+    return ref, targets
+
+
+def test_published_costs_and_pairs(shared: Path) -> None:
+    """Every part of the cost, the whole cost and the pairs of the Deformable-DETR family's synthetic batch."""
+    ref, targets = synthetic_batch(shared)
     names = {"last": "", "aux0": "aux_", "enc": "enc_"}
     outputs = [Output(k, Predictions(ref[f"in.{v}logits"], ref[f"in.{v}boxes"])) for k, v in names.items()]
     everything = torch.arange(len(targets))
@@ -258,13 +264,7 @@ def test_modulation_of_an_image_knows_no_other_image_and_no_other_output() -> No
 
 def test_pairwise_modulation_of_the_synthetic_batch(shared: Path) -> None:
     """The class cost beside a second derivation of the pair-wise reading, in float64 for rounding's sake."""
-    path = shared / "golden/family/criterion_synth.npz"
-    if not path.exists():
-        pytest.skip("no reference costs")
-    ref = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
-    targets = Targets.from_list(
-        [{"labels": ref[f"in.gt_labels{i}"], "boxes": ref[f"in.gt_boxes{i}"]} for i in range(4)]
-    )
+    ref, targets = synthetic_batch(shared)
     outputs = [Output("final", Predictions(ref["in.logits"].double(), ref["in.boxes"].double()))]
     for rescale, name in ((False, "plain"), (True, "rescale_image_max")):
         ours = PositionModulated(cls=1.0, rescale=rescale).costs(outputs, targets, torch.arange(len(targets)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Choice:
 Control = Slider | Choice
 
 
-class Lab:
+class Lab(ABC):
     """Controls and a figure for what is understood best by moving it; the value of a notebook's cell shows it.
 
     A kind of lab says in `controls` what can be moved, in `compute` what follows from it, in `draw` how that looks, and
@@ -91,21 +92,21 @@ class Lab:
         self._live: Live | None = None
 
     # ------------------------------------------------------------------ what a kind of lab says
+    @abstractmethod
     def controls(self) -> tuple[Control, ...]:
         """What can be moved."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, *args: Any, **values: Any) -> Any:
         """What follows from the values of the controls: plain numbers, and nothing of how they look."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, found: Any) -> Figure:
         """The figure for what `compute` found: always the same traces, by type and order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def words(self, found: Any) -> str:
         """What is to be seen in one or two sentences, for those too who do not see it."""
-        raise NotImplementedError
 
     def dragged(self, shapes: Sequence[Any]) -> dict[str, Any]:
         """New values of controls after one of the figure's editable shapes was dragged; by default none."""

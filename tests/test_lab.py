@@ -208,9 +208,37 @@ def test_the_widget_hides_the_picture_beside_it(monkeypatch: pytest.MonkeyPatch)
     lab._ipython_display_()
     assert [list(data) for data in shown] == [[VIEW, "text/plain"], ["text/html", "text/plain"]]
     assert lab.live is not None
-    assert f".{lab.mark} {{ display: none }}" in lab.live.root.children[0].value
+    assert lab.live.chart.covers == lab.mark and lab.mark in shown[1]["text/html"]
     lab.close()
     assert lab._live is None
+
+
+def test_the_first_lab_of_a_kernel_brings_the_library_and_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deimkit.explore.labs.lab_live import Chart
+
+    first, second = Wave(), Wave()
+    told: list[tuple[bool, bool]] = []
+    coming = [lab.live.chart for lab in (first, second) if lab.live]
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: told.append((coming[0].coming, coming[1].coming)))
+    monkeypatch.setattr(Chart, "brought", False)
+    sent: list[str] = []
+    monkeypatch.setattr(Chart, "send", lambda self, content, buffers=None: sent.append(content.get("answer")))
+    first._ipython_display_()
+    second._ipython_display_()
+    assert told == [(True, False)] * 2 + [(False, False)] * 2, "a page learns with the widget whether it is to ask"
+    assert sent.count("plotly") == 1
+
+
+def test_the_library_comes_even_if_the_picture_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deimkit.explore.labs.lab_live import Chart
+
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: None)
+    monkeypatch.setattr(Chart, "brought", False)
+    lab = Wave()
+    monkeypatch.setattr(lab, "still", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lab._ipython_display_()
+    assert Chart.brought
 
 
 def test_without_widgets_the_picture_is_shown_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,21 @@
 // A plotly figure that a kernel draws anew for every move of a control, and that says what a hand does to it.
 
-// The library is large: the first chart of a page asks the kernel for it, and all others share it.
+// The library is large, so all charts of a page share it. The first of a kernel has it "coming"; others ask for it.
 function plotly(model) {
   globalThis.deimkitPlotly ??= new Promise((resolve, reject) => {
+    const ask = () => model.send({ ask: "plotly" });
     model.on("msg:custom", function heard(message, buffers) {
       if (message.answer !== "plotly") return;
       model.off("msg:custom", heard);
+      model.off("change:coming", ask);
       const parts = ["const module = { exports: {} }, define = undefined;\n", buffers[0]];
       const address = URL.createObjectURL(
         new Blob([...parts, "\nexport default module.exports;"], { type: "text/javascript" }),
       );
       import(address).then((loaded) => resolve(loaded.default), reject);
     });
-    model.send({ ask: "plotly" });
+    if (model.get("coming")) model.on("change:coming", ask); // if it came before anyone listened
+    else ask();
   });
   return globalThis.deimkitPlotly;
 }
@@ -28,6 +31,9 @@ async function render({ model, el }) {
     await Plotly.react(box, data, layout, config);
   };
   await draw();
+  const covered = document.createElement("style");
+  covered.textContent = `.${model.get("covers")} { display: none }`;
+  el.append(covered);
   box.on("plotly_click", ({ points }) =>
     model.send({ clicked: points.map(({ data, x, y }) => ({ trace: data.name, x, y })) }),
   );

@@ -78,8 +78,8 @@ class Lab(ABC):
 
     A kind of lab says in `controls` what can be moved, in `compute` what follows from it, in `draw` how that looks, and
     in `words` what is to be seen. `set` moves a control from code, `values` says where all are, `found` what they lead
-    to. In a notebook it is a widget, and beside it the same as a plain picture, hidden while the widget lives, so that
-    a saved notebook shows it without a kernel.
+    to. In a notebook it is a widget, and beside it the same as a plain picture, hidden once the widget is drawn: it is
+    seen at once, and in a saved notebook without a kernel.
     """
 
     title: str = ""
@@ -183,8 +183,13 @@ class Lab(ABC):
         if "google.colab" in sys.modules:  # which shows other people's widgets only if it is asked to
             sys.modules["google.colab"].output.enable_custom_widget_manager()
         if (live := self.live) is not None:
+            live.chart.coming = not live.chart.brought
             display({VIEW: live.root.get_view_spec(), "text/plain": repr(self)}, raw=True)
-        display(self.still(), raw=True)
+        try:
+            display(self.still(), raw=True)
+        finally:
+            if live is not None:
+                live.chart.bring()
 
 
 def _number(value: Any) -> str:

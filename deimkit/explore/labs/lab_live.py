@@ -26,13 +26,27 @@ if TYPE_CHECKING:
 class Chart(AnyWidget):
     """A plotly figure in a page: plotly's own widget sends the whole library for every figure, this one once a page.
 
-    figure: data, layout and config as JSON. words: what it shows. What a hand does to it comes back as messages:
-    "clicked" with trace, x and y of the points, and "dragged" with all shapes.
+    figure: data, layout and config as JSON. words: what it shows. covers: the class of what to hide once it is drawn.
+    coming: whether `bring` is about to send the library, so that a page need not ask. What a hand does to the figure
+    comes back as messages: "clicked" with trace, x and y of the points, and "dragged" with all shapes.
     """
 
     _esm = Path(__file__).with_name("chart.js")
     figure = traitlets.Unicode().tag(sync=True)
     words = traitlets.Unicode().tag(sync=True)
+    covers = traitlets.Unicode().tag(sync=True)
+    coming = traitlets.Bool().tag(sync=True)
+    brought = False  # by any chart of this kernel
+
+    def bring(self) -> None:
+        """Send the library if a page waits for it; a page's question would be heard only when the cell is over."""
+        if self.coming:
+            self.send_library()
+            Chart.brought, self.coming = True, False
+
+    def send_library(self) -> None:
+        """Send the library to the pages that show this chart."""
+        self.send({"answer": "plotly"}, [get_plotlyjs().encode()])
 
     def show(self, drawn: Figure, words: str) -> None:
         """Let the page show a figure; again, even if it is the same, for a hand may have moved its shapes."""
@@ -52,15 +66,14 @@ class Live:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self._quiet = False  # while it moves controls itself
-        hide = f"<style>.{lab.mark} {{ display: none }}</style>"
         self.controls = {control.name: _widget(control, lab.values[control.name]) for control in lab.controls()}
-        self.said, self.chart = w.HTML(), Chart()
+        self.said, self.chart = w.HTML(), Chart(covers=lab.mark)
         for name, widget in self.controls.items():
             widget.observe(lambda change, name=name: self._set(lambda: {name: change["new"]}), "value")
         self.chart.on_msg(self._heard)
         self.root = w.VBox(
             [
-                w.HTML(f"{STYLE}{hide}<strong>{escape(lab.title)}</strong>"),
+                w.HTML(f"{STYLE}<strong>{escape(lab.title)}</strong>"),
                 w.HBox(list(self.controls.values()), layout=w.Layout(flex_flow="row wrap")),
                 self.said,
                 self.chart,
@@ -98,7 +111,7 @@ class Live:
     def _heard(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
         """Answer a page that asks for the library, and follow the hand of a reader."""
         if message.get("ask") == "plotly":
-            self.chart.send({"answer": "plotly"}, [get_plotlyjs().encode()])
+            self.chart.send_library()
         for point in message.get("clicked", ()):
             self._set(partial(self.lab.clicked, point["trace"], point["x"], point["y"]))
         if "dragged" in message:

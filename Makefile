@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml requirements.lock
 		|| $(PYTHON) -m pip --python $(BIN)/python install --quiet uv \
 		|| { echo "could not create $(VENV): install uv, or Python's venv module (Debian, Ubuntu: apt install python3-venv), and run make again" >&2; exit 1; }
 	@test -x $(BIN)/python || $(UV) venv --quiet --seed --python $(PYTHON) $(VENV)
-	$(UV) pip install --python $(BIN)/python --constraint requirements.lock --build-constraint requirements.lock --editable '.[$(EXTRAS)]'
+	$(UV) pip install --compile-bytecode --python $(BIN)/python --constraint requirements.lock --build-constraint requirements.lock --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: setup  ## train the tiny recipe on synthetic scenes, evaluate it, write the report

@@ -273,7 +273,7 @@ def test_the_papers_figures_show_the_losses() -> None:
     assert marks == pytest.approx([0.05 * LN2 + 0.1, LN2 + 0.1])
     said = " ".join(words.text for words in figure.layout.annotations)
     assert "0.035" in said and "0.693" in said and "Fig. 4b" in said
-    assert picture(figure)._repr_png_().startswith(b"\x89PNG")
+    assert picture(figure).png().startswith(b"\x89PNG")
 
 
 def test_shares_are_those_of_the_bins() -> None:

@@ -476,7 +476,7 @@ def test_nine_panels_with_names_at_their_lines(tmp_path: Path) -> None:
     bars = [patch.get_height() for patch in figure.axes[1].patches]
     newest = [row for row in rows if row["kind"] == "matching" and row["epoch"] == 2]
     assert bars[: len(POSITIVES)] == np.sum([row["positives_hist"] for row in newest], 0).tolist()
-    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert figure.png().startswith(b"\x89PNG")
 
 
 def test_names_stay_apart_and_inside() -> None:
@@ -490,7 +490,7 @@ def test_names_stay_apart_and_inside() -> None:
 def test_nothing_to_draw_is_said(rows: list[dict[str, Any]]) -> None:
     figure = draw_microscope(rows)
     assert said(figure) == [["nothing yet"]] * 9
-    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert figure.png().startswith(b"\x89PNG")
 
 
 def test_rows_of_empty_batches_and_of_none_can_be_drawn() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +21,7 @@ from PIL import Image
 from deimkit.data.dataset import Dataset
 from deimkit.errors import DataError
 from deimkit.explore import plots
-from deimkit.explore.plots import Comparison, annotated, colour, contact_sheet, draw_boxes, draw_detections
+from deimkit.explore.plots import Comparison, Picture, annotated, colour, contact_sheet, draw_boxes, draw_detections
 from deimkit.structures import Detections
 
 
@@ -103,7 +105,7 @@ def test_extreme_shapes(height: int, width: int) -> None:
     ax = draw_detections(found(2, height, width, np.zeros((height, width, 3), np.uint8)))
     shown = ax.images[0].get_array()
     assert shown is not None and max(shown.shape) <= plots.SHOWN and ax.get_xlim() == (0, width)
-    assert max(decoded(ax._repr_png_()).shape) < 1200
+    assert max(decoded(ax.picture.png()).shape) < 1200
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -118,14 +120,33 @@ def test_a_notebook_shows_the_picture() -> None:
     image = np.zeros((300, 400, 3), np.uint8)
     image[:, 200:] = (255, 0, 0)
     ax = draw_detections(found(0, image=image))
-    shown = decoded(ax._repr_png_())
+    html = ax._repr_html_()
+    tag = re.fullmatch(r'<img src="data:image/png;base64,([^"]*)" alt="([^"]*)" style="max-width: 100%">', html)
+    assert tag is not None
+    data, alt = tag.groups()
+    assert alt == "a picture without words"
+    shown = decoded(base64.b64decode(data))
     assert shown.shape[1] / shown.shape[0] == pytest.approx(4 / 3, abs=0.03)
     assert shown[100, 100].tolist() == [0, 0, 0] and shown[100, -100].tolist() == [255, 0, 0]
 
 
+def test_a_picture_says_what_is_written_in_it() -> None:
+    sheet = contact_sheet([Comparison(found(1), found(1), "two <cats> & a dog")])
+    name = sheet.axes[0].texts[0].get_text()
+    said = [f"two <cats> & a dog: {name}", f"1 found, 1 annotated: {sheet.axes[1].texts[0].get_text()}"]
+    assert sheet.words() == "; ".join(said)
+    assert 'alt="two &lt;cats&gt; &amp; a dog: ' in sheet._repr_html_()
+    curves = Picture()
+    left, right = curves.subplots(1, 2)
+    left.set(title="Loss", xlabel="epoch", ylabel="MAL\nper image")
+    left.plot([0, 1], label="ours")
+    left.legend()
+    assert curves.words() == "Loss: x: epoch, y: MAL per image, ours", "an empty panel says nothing"
+
+
 def test_pyplot_is_neither_needed_nor_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    assert draw_detections(found(3))._repr_png_() and contact_sheet([Comparison(found(2), found(3))])._repr_png_()
+    assert draw_detections(found(3))._repr_html_() and contact_sheet([Comparison(found(2), found(3))])._repr_html_()
 
 
 def test_given_axes_are_used() -> None:
@@ -147,7 +168,7 @@ def test_contact_sheet(count: int, columns: int, rows: int) -> None:
 
 
 def test_contact_sheet_of_nothing() -> None:
-    assert contact_sheet([]).axes == [] and contact_sheet([])._repr_png_()
+    assert contact_sheet([]).axes == [] and "a picture without words" in contact_sheet([])._repr_html_()
 
 
 def test_boxes_and_names_must_pair() -> None:

@@ -656,7 +656,7 @@ def test_a_figure_of_a_scene_alone_is_drawn() -> None:
 def test_a_notebook_keeps_the_legend_beside_the_panels() -> None:
     figure = ours(go.Figure().add_scatter(y=[1, 2], name="a long name").add_scatter(y=[2, 1], name="b"), height=300)
     beside = figure.update_layout(legend={"x": 1.02, "y": 1})
-    kept = Image.open(io.BytesIO(still.picture(beside)._repr_png_()))
-    without = Image.open(io.BytesIO(still.picture(figure.update_layout(showlegend=False))._repr_png_()))
+    kept = Image.open(io.BytesIO(still.picture(beside).png()))
+    without = Image.open(io.BytesIO(still.picture(figure.update_layout(showlegend=False)).png()))
     ink = [np.asarray(image.convert("L"))[:, -kept.width // 8 :] < 128 for image in (kept, without)]
     assert ink[0].sum() > 100, "words at the right end"

@@ -6,8 +6,10 @@ of the cell.
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,12 +38,21 @@ SHOWN = 1600  # pixels; longer images are reduced before they are drawn
 
 
 class Picture(Figure):
-    """A figure that a notebook shows without pyplot."""
+    """A figure that a notebook shows without pyplot, and that says what is written in it to those who do not see it."""
 
-    def _repr_png_(self) -> bytes:
-        png = io.BytesIO()
-        self.savefig(png, format="png", dpi=self.dpi, bbox_inches="tight", pad_inches=0.05)
-        return png.getvalue()
+    def png(self) -> bytes:
+        """The figure as the bytes of a PNG, cut to what is drawn."""
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=self.dpi, bbox_inches="tight", pad_inches=0.05)
+        return file.getvalue()
+
+    def words(self) -> str:
+        """All that is written in it, panel by panel: title, axes, and the names of boxes and lines."""
+        return "; ".join(filter(None, map(_written, self.axes))) or "a picture without words"
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self.png()).decode()
+        return f'<img src="data:image/png;base64,{data}" alt="{escape(self.words())}" style="max-width: 100%">'
 
 
 class Panel(Axes):
@@ -49,8 +60,8 @@ class Panel(Axes):
 
     picture: Picture
 
-    def _repr_png_(self) -> bytes:
-        return self.picture._repr_png_()
+    def _repr_html_(self) -> str:
+        return self.picture._repr_html_()
 
 
 class Comparison(NamedTuple):
@@ -167,6 +178,16 @@ def annotated(split: Split, index: int) -> Detections:
         image=split.paths[index],
         ids=[split.categories.ids[k] for k in labels],
     )
+
+
+def _written(ax: Axes) -> str:
+    """What is written in and around one panel."""
+    title = " ".join(filter(None, (ax.get_title(loc) for loc in ("left", "center", "right"))))
+    axes = [f"{letter}: {label}" for letter, label in (("x", ax.get_xlabel()), ("y", ax.get_ylabel())) if label]
+    legend = ax.get_legend()
+    names = [text.get_text() for text in (*(legend.get_texts() if legend else ()), *ax.texts)]
+    said = ", ".join([*axes, *filter(None, names)])
+    return " ".join(f"{title}: {said}".strip(": ").split())
 
 
 def _colours(detections: Detections) -> list[str]:

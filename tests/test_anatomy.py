@@ -21,7 +21,7 @@ from deimkit.explore.labs.anatomy_figures import draw_cells, draw_influence, dra
 from deimkit.explore.labs.anatomy_flow import draw_step, flow
 from deimkit.explore.labs.anatomy_lab import AnatomyLab
 from deimkit.explore.labs.anatomy_step import influence, part_of, take_step
-from deimkit.explore.labs.layers import all_layers
+from deimkit.explore.layers import all_layers
 from deimkit.models.detector import Detector
 from deimkit.models.predict import prepare
 from deimkit.models.queries import cell_anchors

@@ -21,8 +21,8 @@ from deimkit.errors import DeimkitError
 from deimkit.explore.labs.edges import EDGES, look
 from deimkit.explore.labs.fdr_lab import DistillationLab, RefinementLab, WeightingLab, refinement, weighting_function
 from deimkit.explore.labs.lab import Choice, Lab
-from deimkit.explore.labs.layers import all_layers
 from deimkit.explore.labs.strips import edge_and_bin, place
+from deimkit.explore.layers import all_layers
 from deimkit.explore.still import picture
 from deimkit.losses import DDF, FGL
 from deimkit.models.detector import Detector

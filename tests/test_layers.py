@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deimkit.errors import DataError, DeimkitError
-from deimkit.explore.labs.layers import all_layers
+from deimkit.explore.layers import all_layers
 from deimkit.models.detector import Detector
 from deimkit.recipes.archs import rtdetrv2_arch
 from deimkit.structures import Targets

@@ -18,9 +18,9 @@ from deimkit.data.loader import Always, Loader
 from deimkit.errors import DataError, DeimkitError
 from deimkit.explore.labs import match_panels, positives
 from deimkit.explore.labs.lab import Choice
-from deimkit.explore.labs.layers import all_layers
 from deimkit.explore.labs.match_lab import DENSE, RULES, Matched, MatchLab
 from deimkit.explore.labs.match_scene import alone, in_mosaic
+from deimkit.explore.layers import all_layers
 from deimkit.matching import Hungarian, PositionModulated, SimOTA
 from deimkit.models.detector import Detector
 from deimkit.structures import Match

@@ -14,7 +14,7 @@ from torchvision.ops import nms
 from deimkit.boxes import cxcywh_to_xyxy, iou_giou, xyxy_to_cxcywh
 from deimkit.distribution import encode
 from deimkit.errors import DeimkitError
-from deimkit.explore.labs.layers import all_layers
+from deimkit.explore.layers import all_layers
 from deimkit.models.detector import Detector
 from deimkit.models.predict import pixels, prepare
 from deimkit.models.refine import FDRHeads

@@ -13,7 +13,7 @@ from deimkit.data.augment import Sample, mosaic, resize, to_fractions
 from deimkit.data.loader import Pictures
 from deimkit.data.split import Split
 from deimkit.errors import DataError
-from deimkit.explore.labs.layers import all_layers
+from deimkit.explore.layers import all_layers
 from deimkit.models.detector import Detector
 from deimkit.structures import Output, Targets
 

@@ -19,8 +19,8 @@ from deimkit.data.loader import Always, Loader
 from deimkit.data.split import Split
 from deimkit.errors import DeimkitError
 from deimkit.explore.curves import INK, LINES
-from deimkit.explore.labs.layers import all_layers
 from deimkit.explore.labs.sheet import Sheet
+from deimkit.explore.layers import all_layers
 from deimkit.matching import Hungarian, Matcher, SimOTA
 from deimkit.models.detector import Detector
 from deimkit.models.predict import predicting

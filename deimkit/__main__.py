@@ -134,6 +134,24 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="auto")
     sub.add_argument("--backend", default="fast", choices=("fast", "pycocotools"))
 
+    sub = command(
+        "errors", run_errors, "show where a run or a checkpoint fails on a dataset, and what each error costs"
+    )
+    sub.add_argument(
+        "what", metavar="RUN", help="a run's folder, a .pt, a Hugging Face folder, or a recipe with --weights"
+    )
+    sub.add_argument("--data", required=True, help="a dataset's folder or file, or synthetic")
+    sub.add_argument("--split", default="val", choices=("train", "val", "test"))
+    sub.add_argument(
+        "--threshold", type=fraction, help="the least score that is counted, in [0, 1] (default: where F1 is largest)"
+    )
+    sub.add_argument("--iou", type=fraction, default=0.5, help="from which IoU on a detection is right (default: 0.5)")
+    sub.add_argument("--out", metavar="FILE.html", help="write a page with tables and curves")
+    sub.add_argument("--weights", help="a file, an address or a name (deimkit weights), when RUN is a recipe's")
+    sub.add_argument("--size", type=int, nargs="+")
+    sub.add_argument("--batch", type=int, default=8)
+    sub.add_argument("--device", default="auto")
+
     sub = command("predict", run_predict, "find objects in images, a folder or a video")
     sub.add_argument(
         "what", metavar="RUN", help="a run's folder, a .pt, a Hugging Face folder, or a recipe with --weights"
@@ -337,9 +355,7 @@ def run_sbatch(args: argparse.Namespace) -> tuple[int, Any]:
 
 def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
     """Measure a detector on a split."""
-    split = getattr(dk.Dataset.open(args.data), args.split)
-    if split is None:
-        raise DeimkitError(f"{args.data} has no {args.split} split.")
+    split = split_of(args)
     detector = dk.load(args.what, weights=args.weights)
     result = dk.evaluate(
         detector, split, size=pair(args.size), batch=args.batch, device=args.device, backend=args.backend
@@ -352,6 +368,33 @@ def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
     if paper is not None:
         print(f"claimed on COCO val2017 ({paper.table}): {claims(paper)}")
     return 0, {**result, "problems": left_out, "claimed": None if paper is None else vars(paper)}
+
+
+def run_errors(args: argparse.Namespace) -> tuple[int, Any]:
+    """Judge every detection of a detector on a split."""
+    from deimkit.api import as_size
+    from deimkit.evaluation.errors import errors
+    from deimkit.evaluation.measure import detect
+    from deimkit.training.machine import pick_device
+
+    split = split_of(args)
+    detector = dk.load(args.what, weights=args.weights).to(pick_device(args.device))
+    size = pair(args.size)
+    results = detect(detector, split, size=None if size is None else as_size(size), batch=args.batch)
+    found = errors(split, results, iou=args.iou)
+    summary = found.summary(args.threshold)
+    print(costs(summary))
+    if args.out:
+        print(f"page: {found.page(args.out, args.threshold)}")
+    return 0, summary | {"page": args.out}
+
+
+def split_of(args: argparse.Namespace) -> Split:
+    """The split that was asked for; `DeimkitError` if the dataset has none of that name."""
+    split = getattr(dk.Dataset.open(args.data), args.split)
+    if split is None:
+        raise DeimkitError(f"{args.data} has no {args.split} split.")
+    return split
 
 
 def run_predict(args: argparse.Namespace) -> tuple[int, Any]:
@@ -465,6 +508,14 @@ def parts(text: str) -> Any:
     return text if text == "auto" else int(text)
 
 
+def fraction(text: str) -> float:
+    """A number in [0, 1] from the command line."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1]; got {text}")
+    return value
+
+
 def pair(size: list[int] | None) -> int | tuple[int, int] | None:
     """One number or two from the command line as a size."""
     if size is None or len(size) == 1:
@@ -500,6 +551,20 @@ def table(result: dict[str, Any]) -> str:
         for name, c in classes.items()
     ]
     return "\n".join([head, *lines])
+
+
+def costs(summary: dict[str, Any]) -> str:
+    """What every kind of error costs and how often it occurs, as aligned text."""
+    counts = summary["verdicts"] | {"missed": summary["overlooked"]}
+    lines = [
+        f"AP {number(summary['AP'])}  AP at IoU {summary['iou']:g} {number(summary['AP_at_iou'])}  "
+        f"objects {summary['objects']}  right {counts['right']}  not found {summary['missed']}",
+        f"what an error costs in AP at IoU {summary['iou']:g}; counted from score {summary['threshold']:.3f} on",
+    ]
+    lines += [
+        f"  {kind:<15}  {number(cost)}  {counts.get(kind, '')}".rstrip() for kind, cost in summary["costs"].items()
+    ]
+    return "\n".join(lines)
 
 
 def number(value: float | None) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from deimkit.data.split import CategoryMap, Split
 from deimkit.errors import DataError, DeimkitError
+from deimkit.evaluation.overlaps import overlapping, rank_in, xywh_of
 from deimkit.structures import Detections
 
 Array = NDArray[Any]
@@ -34,7 +35,6 @@ _T, _A = len(IOUS), len(SIZES)
 _ALL = np.uint64(2 ** (_T * _A) - 1)  # bit t·A + a stands for threshold t and size range a
 _RANGE = np.array([sum(1 << (t * _A + a) for t in range(_T)) for a in range(_A)], dtype=np.uint64)
 _PASSED = np.array([(1 << (t * _A)) - 1 for t in range(_T + 1)], dtype=np.uint64)  # the first t thresholds, all sizes
-_PAIRS = 1 << 16  # detection-object pairs whose IoU is computed at once: fits a cache
 
 
 class Results(NamedTuple):
@@ -214,15 +214,25 @@ class _Found(NamedTuple):
 
 
 def _truth(split: Split) -> _Truth:
-    image = _turn(split.ids)[split.images_of_rows]
-    counts = _in_range(split.areas) & ~split.crowd[:, None]
-    return _Truth(image, split.labels, _xywh(split.boxes), split.areas, split.crowd, counts)
+    image = turn(split.ids)[split.images_of_rows]
+    counts = in_range(split.areas) & ~split.crowd[:, None]
+    return _Truth(image, split.labels, xywh_of(split.boxes), split.areas, split.crowd, counts)
+
+
+def packed(split: Split, detections: Results | Sequence[Detections] | Sequence[dict[str, Any]]) -> Results:
+    """Detections of any form that `evaluate` takes as `Results`, in the order given; the same `DataError`s."""
+    found = _found(split, detections)
+    boxes = found.xywh.copy()
+    boxes[:, 2:] += boxes[:, :2]
+    if isinstance(detections, Results):
+        boxes = np.asarray(detections.boxes, np.float64).reshape(-1, 4)
+    return Results(np.argsort(turn(split.ids))[found.image], found.label, found.score, boxes)
 
 
 def _found(split: Split, detections: Any) -> _Found:
     if isinstance(detections, Results):
         image, label, score = (np.asarray(x) for x in detections[:3])
-        xywh = _xywh(detections.boxes)
+        xywh = xywh_of(detections.boxes)
     elif len(detections) and isinstance(detections[0], Detections):
         if len(detections) != len(split):
             raise DataError(f"Expected one Detections per image of the split, {len(split)}; got {len(detections)}.")
@@ -241,7 +251,7 @@ def _found(split: Split, detections: Any) -> _Found:
     if bad.any():
         row = int(bad.argmax())
         raise DataError(f"Scores and boxes must be finite; got score {score[row]} and xywh {xywh[row]} in row {row}.")
-    return _Found(_turn(split.ids)[image], label.astype(np.int64), score.astype(np.float64), xywh)
+    return _Found(turn(split.ids)[image], label.astype(np.int64), score.astype(np.float64), xywh)
 
 
 def _names(categories: CategoryMap) -> tuple[str, ...]:
@@ -267,7 +277,7 @@ def _columns(split: Split, rows: Sequence[dict[str, Any]]) -> tuple[Array, Array
         ) from None
 
 
-def _turn(ids: Sequence[Any]) -> Array:
+def turn(ids: Sequence[Any]) -> Array:
     """When each image has its turn: in the order of sorted ids, which decides between equal scores of two images."""
     try:
         order = sorted(range(len(ids)), key=list(ids).__getitem__)
@@ -278,14 +288,7 @@ def _turn(ids: Sequence[Any]) -> Array:
     return turn
 
 
-def _xywh(xyxy: Any) -> Array:
-    """Boxes in the form and precision in which COCO's code computes IoU and area."""
-    boxes = np.asarray(xyxy, np.float64).reshape(-1, 4).copy()
-    boxes[:, 2:] -= boxes[:, :2]
-    return boxes
-
-
-def _in_range(area: Array) -> Array:
+def in_range(area: Array) -> Array:
     """(n,) -> (n, A): which size ranges an area in px² belongs to."""
     low, high = np.array(list(SIZES.values())).T
     return (area[:, None] >= low) & (area[:, None] <= high)
@@ -304,7 +307,7 @@ def _mean(x: Array) -> float:
 def _fast(truth: _Truth, found: _Found, objects: Array, images: int, limits: tuple[int, ...]) -> tuple[Array, Array]:
     """Precision (T, R, K, A) and recall (T, K, A, M)."""
     found = found.take(np.lexsort((found.image, -found.score, found.label)))  # stable: equal rows stay as given
-    rank = _rank(found.label * images + found.image)
+    rank = rank_in(found.label * images + found.image)
     found, rank = found.take(rank < limits[-1]), rank[rank < limits[-1]]
     matched, ignored = _match(truth, found, rank, images)
 
@@ -321,16 +324,6 @@ def _fast(truth: _Truth, found: _Found, objects: Array, images: int, limits: tup
     return precision, recall
 
 
-def _rank(group: Array) -> Array:
-    """How many rows of the same group stand before each row."""
-    order = np.argsort(group, kind="stable")
-    row, ordered = np.arange(len(group)), group[order]
-    first = np.r_[True, ordered[1:] != ordered[:-1]][: len(group)]
-    rank = np.empty_like(row)
-    rank[order] = row - np.maximum.accumulate(np.where(first, row, 0))
-    return rank
-
-
 def _match(truth: _Truth, found: _Found, rank: Array, images: int) -> tuple[Array, Array]:
     """Who found an object and who does not count, as 40 bits for each detection: two (n,) uint64.
 
@@ -339,16 +332,17 @@ def _match(truth: _Truth, found: _Found, rank: Array, images: int) -> tuple[Arra
     a walk over (detection, object) pairs in a fixed order, once for objects that count and once for the others, in
     which every pair is taken in those of the 40 settings where both are still free.
     """
-    det, obj, iou = _overlaps(truth, found, images)
+    own, other = found.label * images + found.image, truth.label * images + truth.image
+    det, obj, iou = overlapping(own, found.xywh, other, truth.xywh, truth.crowd, IOUS[0])
     passed, live = _PASSED[np.searchsorted(IOUS, iou, side="right")], _bits(truth.counts)[obj]
     excused = np.repeat(np.array([0, _ALL], np.uint64), len(det))  # the second half of the pairs: objects not counted
     allowed = np.concatenate([passed & live, passed & ~live])
     det, obj, iou = np.tile(det, 2), np.tile(obj, 2), np.tile(iou, 2)
 
-    group = found.label[det] * images + found.image[det]
+    group = own[det]
     walk = np.lexsort((-obj, -iou, excused, rank[det], group))  # of equal IoUs COCO takes the last object
     walk = walk[allowed[walk] > 0]
-    step = _rank(group[walk])
+    step = rank_in(group[walk])
     walk = walk[np.argsort(step, kind="stable")]  # all first steps, all second steps, ...
     det, obj, allowed, excused = det[walk], obj[walk], allowed[walk], excused[walk]
 
@@ -363,43 +357,8 @@ def _match(truth: _Truth, found: _Found, rank: Array, images: int) -> tuple[Arra
         matched[d] |= take
         ignored[d] |= take & excused[now]
         taken[o] |= take & once[o]
-    outside = _bits(~_in_range(found.xywh[:, 2] * found.xywh[:, 3]))
+    outside = _bits(~in_range(found.xywh[:, 2] * found.xywh[:, 3]))
     return matched, ignored | (outside & ~matched)
-
-
-def _overlaps(truth: _Truth, found: _Found, images: int) -> tuple[Array, Array, Array]:
-    """Pairs of the same image and class that overlap enough to match: rows of `found`, rows of `truth`, IoU."""
-    own, other = truth.label * images + truth.image, found.label * images + found.image
-    order = np.argsort(own, kind="stable")
-    begin = np.searchsorted(own[order], other, side="left")
-    count = np.searchsorted(own[order], other, side="right") - begin
-    pairs = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
-    for rows in _chunks(count):
-        det = np.repeat(rows, count[rows])
-        nth = np.arange(len(det)) - np.repeat(np.cumsum(count[rows]) - count[rows], count[rows])
-        obj = order[np.repeat(begin[rows], count[rows]) + nth]
-        iou = _iou(found.xywh[det], truth.xywh[obj], truth.crowd[obj])
-        near = iou >= IOUS[0]
-        pairs.append((det[near], obj[near], iou[near]))
-    det, obj, iou = (np.concatenate(x) for x in zip(*pairs, strict=True))
-    return det, obj, iou
-
-
-def _chunks(count: Array) -> Iterator[Array]:
-    """Rows with something to compare, in portions of about `_PAIRS` comparisons."""
-    rows = np.flatnonzero(count)
-    total = np.cumsum(count[rows])
-    cuts = np.searchsorted(total, np.arange(_PAIRS, total[-1:].sum(), _PAIRS))
-    return (part for part in np.split(rows, cuts) if len(part))
-
-
-def _iou(det: Array, obj: Array, crowd: Array) -> Array:
-    """IoU of pairs of (n, 4) xywh boxes; for a crowd, the part of the detection that lies in it."""
-    low = np.maximum(det[:, :2], obj[:, :2])
-    side = np.maximum(np.minimum(det[:, :2] + det[:, 2:], obj[:, :2] + obj[:, 2:]) - low, 0)
-    inter, area = side[:, 0] * side[:, 1], det[:, 2] * det[:, 3]
-    union = np.where(crowd, area, area + obj[:, 2] * obj[:, 3] - inter)
-    return np.divide(inter, union, out=np.zeros_like(inter), where=inter > 0)
 
 
 def _unpack(bits: Array) -> Array:

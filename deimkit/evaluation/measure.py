@@ -1,4 +1,4 @@
-"""A detector and a split become COCO's numbers."""
+"""A detector and a split become detections, and those COCO's numbers."""
 
 from __future__ import annotations
 
@@ -32,10 +32,28 @@ def measure(
 ) -> dict[str, Any]:
     """COCO's twelve numbers of `detector` on `split`, and per class; see `deimkit.evaluation.coco.evaluate`.
 
+    The other arguments are those of `detect`.
+    """
+    found = detect(detector, split, size, batch, device, workers, note, ranks)
+    return curves(split, found, backend).summary()
+
+
+def detect(
+    detector: Detector,
+    split: Split,
+    size: tuple[int, int] | None = None,
+    batch: int = 8,
+    device: torch.device | str | None = None,
+    workers: int = 0,
+    note: Callable[[str], None] | None = None,
+    ranks: Ranks = ALONE,
+) -> Results:
+    """All that `detector` finds in the images of `split`, with the classes of the split, image by image.
+
     size: (height, width) that images are resized to, by default the detector's. batch: images at a time.
     note: called with a remark such as "evaluating 40/100". Classes are matched by name (`common_classes`).
     Every module of the detector is left in the mode it was in. ranks: which processes share the work; each of them gets
-    the numbers of the whole, and `DataError` if one of them raises it.
+    the detections of the whole, and `DataError` if one of them raises it.
     """
     device = torch.device(device) if device is not None else next(detector.parameters()).device
     classes = common_classes(detector.categories, split.categories)
@@ -67,7 +85,7 @@ def measure(
     finally:
         loader.close()
     ranks.agree(failure)
-    return curves(split, Results.concat(ranks.gather(evaluator.packed())).by_image(), backend).summary()
+    return Results.concat(ranks.gather(evaluator.packed())).by_image()
 
 
 def common_classes(ours: CategoryMap, theirs: CategoryMap) -> torch.Tensor | None:

@@ -1,7 +1,6 @@
 """A run on one page: numbers, curves, the clock, the best and the worst images, and how it was made.
 
-The page is one file that needs nothing else: pictures are inside it, no script runs, nothing is fetched. It follows the
-reader's light or dark setting, prints well, and every picture says in words what it shows.
+The page is one file that needs nothing else (`deimkit.evaluation.page`), and every picture says in words what it shows.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from deimkit.boxes import iou_giou, xyxy_to_cxcywh
 from deimkit.errors import DataError
+from deimkit.evaluation.page import figure, finite, inline_svg, meter, percent, table, whole_page, write
 from deimkit.structures import Detections
 from deimkit.training.machine import pick_device
 from deimkit.training.run import Plan, Run, read_rows
@@ -93,11 +93,7 @@ def write_report(
         ("Environment", _environment(events, steps)),
         ("Recipe", _recipe(folder / "recipe.py")),
     ]
-    page = _page(folder.resolve().name, _headline(events, epochs, steps), [s for s in sections if s[1]])
-    path, partial = folder / "report.html", folder / ".report.partial"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write(folder / "report.html", whole_page(folder.resolve().name, _headline(events, epochs, steps), sections))
 
 
 # -------------------------------------------------------------------------------------------------- the images
@@ -187,7 +183,7 @@ def _headline(events: list[dict[str, Any]], epochs: list[dict[str, Any]], steps:
     words = [f"{last} epoch{'s' * (last != 1)}, {len(steps)} steps."]
     if epochs:
         best = _best(epochs)
-        words.append(f"Best AP {_percent(best['AP'])} % after epoch {best['epoch'] + 1}.")
+        words.append(f"Best AP {percent(best['AP'])} % after epoch {best['epoch'] + 1}.")
     else:
         words.append("No epoch was evaluated.")
     why = next((event.get("why") for event in reversed(events) if event.get("event") == "failed"), None)
@@ -202,15 +198,15 @@ def _numbers(epochs: list[dict[str, Any]]) -> str:
         return ""
     best, last = _best(epochs), epochs[-1]
     cards = "".join(
-        f'<div class="card"><b>{_percent(best.get(name))}</b><span>{name}</span></div>'
+        f'<div class="card"><b>{percent(best.get(name))}</b><span>{name}</span></div>'
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
     )
     columns = {f"best (epoch {best['epoch'] + 1})": best} | {f"last (epoch {last['epoch'] + 1})": last}
     if last is best:
         columns = {f"best and last (epoch {best['epoch'] + 1})": best}
-    rows = [[name, *(_percent(row.get(name)) for row in columns.values()), what] for name, what in NUMBERS.items()]
-    table = _table("COCO's twelve numbers, in percent", ["", *columns, "what it is"], rows)
-    return f'<div class="cards">{cards}</div><details><summary>All twelve numbers</summary>{table}</details>'
+    rows = [[name, *(percent(row.get(name)) for row in columns.values()), what] for name, what in NUMBERS.items()]
+    twelve = table("COCO's twelve numbers, in percent", ["", *columns, "what it is"], rows)
+    return f'<div class="cards">{cards}</div><details><summary>All twelve numbers</summary>{twelve}</details>'
 
 
 def _curves(steps: list[dict[str, Any]], epochs: list[dict[str, Any]], timeline: Timeline | None) -> str:
@@ -219,18 +215,18 @@ def _curves(steps: list[dict[str, Any]], epochs: list[dict[str, Any]], timeline:
 
     pictures = []
     if any(row.get("terms") for row in steps):
-        totals = [row["loss"] for row in steps if _finite(row.get("loss"))]
+        totals = [row["loss"] for row in steps if finite(row.get("loss"))]
         tenth = max(len(totals) // 10, 1)
         start, end = (sum(part) / len(part) if part else math.nan for part in (totals[:tenth], totals[-tenth:]))
         words = f"Losses by kind. Their sum was {start:.3g} in the first tenth of the steps and {end:.3g} in the last."
-        pictures.append(_figure(_svg(draw_losses(steps), words), words))
+        pictures.append(figure(inline_svg(draw_losses(steps), words), words))
     if epochs:
         best = _best(epochs)
         words = (
             f"AP on the validation images after every epoch, of the averaged (EMA) weights; the ring marks the best, "
-            f"{_percent(best['AP'])} % after epoch {best['epoch'] + 1}."
+            f"{percent(best['AP'])} % after epoch {best['epoch'] + 1}."
         )
-        pictures.append(_figure(_svg(draw_ap(epochs, timeline=timeline), words), words))
+        pictures.append(figure(inline_svg(draw_ap(epochs, timeline=timeline), words), words))
     return "".join(pictures)
 
 
@@ -245,7 +241,7 @@ def _timeline(timeline: Timeline | None, steps: list[dict[str, Any]], epochs: li
     parts = [event for event in timeline.events() if event.track == "stage"]
     stages = ", ".join(f"{part.name} from {part.start} to {part.end} ({part.what})" for part in parts)
     words = f"The clock of the run, in epochs. Stages: {stages}."
-    return _figure(_svg(draw_timeline(timeline, epoch=here), words), words)
+    return figure(inline_svg(draw_timeline(timeline, epoch=here), words), words)
 
 
 def _classes(epochs: list[dict[str, Any]]) -> str:
@@ -253,9 +249,9 @@ def _classes(epochs: list[dict[str, Any]]) -> str:
     classes: dict[str, dict[str, Any]] = _best(epochs).get("per_class") or {} if epochs else {}
     if not classes:
         return ""
-    ranked = sorted(classes.items(), key=lambda item: -item[1]["AP"] if _finite(item[1].get("AP")) else 1)
-    rows = [[name, _meter(c.get("AP")), _percent(c.get("AP50")), c.get("count", "–")] for name, c in ranked]
-    return _table("Classes at the best epoch, in percent", ["class", "AP", "AP50", "objects"], rows)
+    ranked = sorted(classes.items(), key=lambda item: -item[1]["AP"] if finite(item[1].get("AP")) else 1)
+    rows = [[name, meter(c.get("AP")), percent(c.get("AP50")), c.get("count", "–")] for name, c in ranked]
+    return table("Classes at the best epoch, in percent", ["class", "AP", "AP50", "objects"], rows)
 
 
 def _examples(examples: Sequence[tuple[str, bytes | Figure]]) -> str:
@@ -265,7 +261,7 @@ def _examples(examples: Sequence[tuple[str, bytes | Figure]]) -> str:
         data = picture if isinstance(picture, bytes) else _webp(picture)
         alt = f"{title}: annotated boxes and detected boxes"
         address = f"data:{_kind(data)};base64,{base64.b64encode(data).decode()}"
-        pictures.append(_figure(f'<img src="{address}" alt="{escape(alt)}" loading="lazy">', title))
+        pictures.append(figure(f'<img src="{address}" alt="{escape(alt)}" loading="lazy">', title))
     if not pictures:
         return ""
     note = "Left what is annotated, right the detections: as many of the most confident ones as there are objects."
@@ -279,7 +275,7 @@ def _events(events: list[dict[str, Any]]) -> str:
         facts = {name: value for name, value in event.items() if name not in ("event", "time") and value != []}
         words = "; ".join(f"{name}: {_plain(value)}" for name, value in facts.items())
         rows.append([_words(event.get("time", "")), _words(event.get("event", "")), words])
-    return _table("Events, with epochs counted from 0", ["time", "event", "facts"], rows) if rows else ""
+    return table("Events, with epochs counted from 0", ["time", "event", "facts"], rows) if rows else ""
 
 
 def _environment(events: list[dict[str, Any]], steps: list[dict[str, Any]]) -> str:
@@ -289,11 +285,11 @@ def _environment(events: list[dict[str, Any]], steps: list[dict[str, Any]]) -> s
         name: start[name] for name in ("machine", "device", "precision", "images") if name in start
     }
     facts |= start.get("versions", {})
-    speed = [row["images_per_s"] for row in steps if _finite(row.get("images_per_s"))]
-    memory = [row["memory_mib"] for row in steps if _finite(row.get("memory_mib"))]
+    speed = [row["images_per_s"] for row in steps if finite(row.get("images_per_s"))]
+    memory = [row["memory_mib"] for row in steps if finite(row.get("memory_mib"))]
     facts |= {"images per second, median": f"{sorted(speed)[len(speed) // 2]:.1f}"} if speed else {}
     facts |= {"peak memory": f"{max(memory):.0f} MiB"} if memory else {}
-    return _table("Where it ran", ["", ""], [[name, _plain(value)] for name, value in facts.items()]) if facts else ""
+    return table("Where it ran", ["", ""], [[name, _plain(value)] for name, value in facts.items()]) if facts else ""
 
 
 def _recipe(path: Path) -> str:
@@ -308,16 +304,7 @@ def _recipe(path: Path) -> str:
 
 
 def _best(epochs: list[dict[str, Any]]) -> dict[str, Any]:
-    return max(epochs, key=lambda row: row["AP"] if _finite(row["AP"]) else -1.0)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _percent(value: Any) -> str:
-    """A fraction in percent with one digit; a dash where COCO has no number (nothing of that kind to find)."""
-    return f"{100 * value:.1f}" if _finite(value) and value >= 0 else "–"
+    return max(epochs, key=lambda row: row["AP"] if finite(row["AP"]) else -1.0)
 
 
 def _words(value: Any) -> str:
@@ -333,58 +320,9 @@ def _plain(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-class _Html(str):
-    """Text that is HTML already."""
-
-
-def _meter(value: Any) -> _Html:
-    """A fraction as a number with a bar behind it."""
-    share = 100 * value if _finite(value) and value > 0 else 0.0
-    return _Html(f'<span class="bar" style="--share:{share:.1f}%">{_percent(value)}</span>')
-
-
-def _table(caption: str, head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
-    def cell(value: Any) -> str:
-        number = isinstance(value, (int, float)) or bool(re.fullmatch(r"[\d.]+|–", str(value)))
-        kind = ' class="number"' if number else ""
-        return f"<td{kind}>{value if isinstance(value, _Html) else escape(str(value))}</td>"
-
-    def line(row: Sequence[Any]) -> str:
-        return f'<tr><th scope="row">{escape(str(row[0]))}</th>{"".join(map(cell, row[1:]))}</tr>'
-
-    names = [str(name) for name in head]
-    top_row = "".join(f'<th scope="col">{escape(name)}</th>' for name in names) if any(names) else ""
-    body = "".join(map(line, rows))
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
-        f"{f'<thead><tr>{top_row}</tr></thead>' if top_row else ''}<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _figure(picture: str, words: str) -> str:
-    return f"<figure>{picture}<figcaption>{escape(words)}</figcaption></figure>"
-
-
-def _svg(ax: Any, words: str) -> str:
-    """The figure of `ax` as inline SVG whose ink is the text colour of the page, light or dark."""
-    import matplotlib
-
-    from deimkit.explore.curves import INK
-
-    file = io.StringIO()
-    # A salt of its own keeps the ids of one picture apart from those of another, and the same from run to run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": words, "text.color": INK}):
-        ax.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    return re.sub(r"^<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{escape(words)}">', svg)
-
-
-def _webp(figure: Figure) -> bytes:
+def _webp(picture: Figure) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="webp", bbox_inches="tight", pad_inches=0.05, pil_kwargs={"quality": 85})
+    picture.savefig(file, format="webp", bbox_inches="tight", pad_inches=0.05, pil_kwargs={"quality": 85})
     return file.getvalue()
 
 
@@ -393,63 +331,3 @@ def _kind(data: bytes) -> str:
     if data.startswith(b"\xff\xd8"):
         return "image/jpeg"
     return "image/webp" if data.startswith(b"RIFF") else "image/png"
-
-
-def _page(name: str, headline: str, sections: list[tuple[str, str]]) -> str:
-    links = "".join(f'<a href="#{_anchor(title)}">{title}</a>' for title, _ in sections)
-    body = "".join(f'<section id="{_anchor(title)}"><h2>{title}</h2>{html}</section>' for title, html in sections)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(name)} · deimkit</title>'
-        f"<style>{STYLE}</style></head><body><header><h1>{escape(name)}</h1>{headline}<nav>{links}</nav></header>"
-        f"<main>{body}</main></body></html>\n"
-    )
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
-
-
-STYLE = """
-:root { --ink: #1d2126; --faint: #5b6570; --paper: #ffffff; --panel: #f4f6f8; --line: #d9dfe5; --accent: #0068a5 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8ebee; --faint: #a3adb8; --paper: #14171a; --panel: #1e2328; --line: #343b43; --accent: #6cbcf2 }
-  figure svg { filter: brightness(1.25) }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 62rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere }
-h2 { font-size: 1.25rem; margin: 3rem 0 .8rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line) }
-p { margin: .3rem 0 .8rem; max-width: 46rem }
-a { color: var(--accent) }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .9rem }
-.state { display: inline-block; padding: .05rem .6rem; margin-right: .4rem; border-radius: 1rem; font-size: .85rem;
-  border: 1px solid currentColor; color: var(--faint) }
-.state.finished { color: var(--accent) }
-.state.failed { color: #c3420b }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); gap: .75rem; margin-bottom: 1rem }
-.card { background: var(--panel); border-radius: .6rem; padding: .8rem 1rem }
-.card b { display: block; font-size: 1.75rem; line-height: 1.2; font-variant-numeric: tabular-nums }
-.card span, figcaption, caption { color: var(--faint); font-size: .875rem }
-figure { margin: 0 0 1.6rem }
-figure svg, figure img { display: block; width: 100%; height: auto; border-radius: .4rem }
-figure svg text { font-family: inherit !important }
-figcaption { margin-top: .3rem; max-width: 46rem }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; font-size: .925rem }
-caption { text-align: left; padding-bottom: .4rem }
-th, td { text-align: left; vertical-align: top; padding: .32rem .9rem .32rem 0; border-bottom: 1px solid var(--line) }
-th { font-weight: 600 }
-thead th { color: var(--faint); font-weight: 500 }
-tbody th { width: 1%; white-space: nowrap; font-variant-numeric: tabular-nums }
-td { overflow-wrap: anywhere }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
-.bar { display: block; min-width: 9rem; padding: 0 .4rem; font-variant-numeric: tabular-nums; border-radius: .25rem;
-  background: linear-gradient(to right, color-mix(in srgb, var(--accent) 32%, transparent) var(--share), var(--panel) 0)
-  }
-summary { cursor: pointer; color: var(--accent); padding: .2rem 0 } pre { background: var(--panel); border-radius:
-.6rem; padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.5 } @media print { nav { display: none }
-section { break-inside: avoid } body { max-width: none; padding: 0 } }
-"""

@@ -23,6 +23,7 @@ from deimkit.distribution import weighting
 from deimkit.errors import DataError, DeimkitError, NonFiniteError
 from deimkit.evaluation.coco import Evaluator, Results
 from deimkit.evaluation.coco import evaluate as score
+from deimkit.evaluation.errors import best_first
 from deimkit.evaluation.measure import common_classes, relabelled
 from deimkit.explore.answers import edge_spread
 from deimkit.explore.layers import all_layers
@@ -254,6 +255,16 @@ def test_the_best_are_kept(model: Detector, split: Split, traces: Traces) -> Non
     assert same(sure.results, Results(*(column[kept] for column in traces.results)))
     assert np.array_equal(sure.boxes, traces.boxes[kept]) and np.array_equal(sure.query, traces.query[kept])
     assert np.array_equal(sure.matched, traces.matched), "annotations are traced whatever is kept"
+
+
+def test_only_so_many_of_a_class_are_kept(split: Split, traces: Traces) -> None:
+    kept = traces.of_class(2)
+    judged = best_first(traces.results, 2)
+    assert 0 < len(kept) < len(traces)
+    for ours, theirs in zip(kept.results, judged, strict=True):
+        assert np.array_equal(ours, theirs), "the rows that Errors keeps"
+    assert np.array_equal(kept.boxes[:, -1], kept.results.boxes.astype(np.float32))
+    assert np.array_equal(kept.matched, traces.matched) and len(traces.of_class(1000)) == len(traces)
 
 
 def test_nothing_to_find_and_nothing_found(model: Detector, split: Split) -> None:

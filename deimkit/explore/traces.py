@@ -19,6 +19,7 @@ from deimkit.data.split import Split
 from deimkit.errors import DataError, DeimkitError
 from deimkit.evaluation.coco import Results
 from deimkit.evaluation.measure import common_classes
+from deimkit.evaluation.overlaps import rank_in
 from deimkit.explore.answers import columns, said_of_detections, said_of_targets, unanswered
 from deimkit.explore.layers import all_layers
 from deimkit.matching import Hungarian, Matcher
@@ -71,7 +72,14 @@ class Traces:
         """
         wanted = np.full((len(self), 4), np.nan, np.float32)
         wanted[target >= 0] = self.truth[target[target >= 0]]
-        return _iou(self.boxes, wanted[:, None])
+        return iou_of(self.boxes, wanted[:, None])
+
+    def of_class(self, most: int) -> Traces:
+        """The same traces with no more than so many detections of each image and class, the best."""
+        classes = self.results.label.max(initial=0) + 1
+        kept = rank_in(self.results.image * classes + self.results.label) < most
+        rows = {name: getattr(self, name)[kept] for name in ("query", "boxes", "scores", "start", "spread")}
+        return replace(self, results=Results(*(column[kept] for column in self.results)), **rows)
 
     def save(self, path: str | Path) -> Path:
         """Write all of it to an .npz file, which `load` reads and numpy too. Returns the path."""
@@ -187,7 +195,7 @@ def _targets(split: Split, numbered: Targets, classes: Tensor) -> tuple[NDArray[
     return rows[keep].numpy(), Targets(numbered.image[on_device], own, numbered.boxes[on_device])
 
 
-def _iou(a: Floats, b: Floats) -> Floats:
+def iou_of(a: Floats, b: Floats) -> Floats:
     """The IoU of broadcastable xyxy boxes, 0 where both have no area. (..., 4), (..., 4) -> (...)."""
     both = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(0).prod(-1)
     union = sum((x[..., 2:] - x[..., :2]).prod(-1) for x in (a, b)) - both

@@ -74,16 +74,29 @@ class Report:
         problems = [asdict(p) for p in self.problems]
         return json.dumps({"dataset": self.dataset, "summary": self.summary, "ok": self.ok, "problems": problems})
 
+    @staticmethod
+    def read(path: str | Path) -> Report:
+        """The report that `to_json` wrote to a file; `DataError` if there is none in it."""
+        try:
+            said = json.loads(Path(path).read_text(encoding="utf-8"))
+            problems = tuple(Problem(**p) for p in said["problems"])
+            return Report(said["dataset"], said["summary"], problems)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} holds no report of the doctor ({error}); `Report.to_json` writes one.") from error
+
     def __repr__(self) -> str:
         return self.table()
 
 
-def doctor(source: str | Path | Dataset, pixels: bool = True) -> Report:
+def doctor(source: str | Path | Dataset, pixels: bool = True, fixes: Report | str | Path | None = None) -> Report:
     """Examine a dataset and list every problem with its file and remedy, errors first.
 
     source: a dataset, or what `Dataset.open` takes; one that cannot be opened is a report with one error. pixels:
     also decode every image, in threads, which takes about a minute for ten thousand photographs on one core.
+    fixes: a list of what was found elsewhere, such as `fix_list`'s or a file of it; what is about an image that the
+    dataset does not have any more is left out. Raises `DataError` if that file holds no report.
     """
+    listed = fixes if isinstance(fixes, Report) else Report("", "", ()) if fixes is None else Report.read(fixes)
     try:
         data = source if isinstance(source, Dataset) else Dataset.open(source)
     except DataError as error:
@@ -94,6 +107,8 @@ def doctor(source: str | Path | Dataset, pixels: bool = True) -> Report:
         problems += [*_boxes(split), *_statistics(split)]
     if pixels:
         problems += _pixels(data)
+    there = {(split.name, id_) for split in data.splits for id_ in split.ids}
+    problems += [p for p in listed.problems if p.image is None or (p.split, p.image) in there]
     images = sum(len(split) for split in data.splits)
     boxes = sum(len(split.labels) for split in data.splits)
     classes = _count(len(data.categories), "class", "classes")
@@ -162,10 +177,10 @@ def _statistics(split: Split) -> Iterator[Problem]:
 
 
 def _of_image(split: Split, i: int, kind: str, detail: str) -> Problem:
-    return problem(kind, _short(split.paths[i]), detail, split.ids[i], split.name)
+    return problem(kind, short(split.paths[i]), detail, split.ids[i], split.name)
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """A path by its last folder and its name."""
     return f"{path.parent.name}/{path.name}"
 
@@ -216,9 +231,9 @@ def _pixels(data: Dataset) -> Iterator[Problem]:
 def _copy(split: Split, i: int, where: str, path: Path) -> Iterator[Problem]:
     """A file whose content was first met in the split `where` at `path`."""
     if where != split.name:
-        yield _of_image(split, i, "same image in two splits", f"is the same image as {_short(path)} of {where}")
+        yield _of_image(split, i, "same image in two splits", f"is the same image as {short(path)} of {where}")
     elif path != split.paths[i]:
-        yield _of_image(split, i, "duplicate image", f"is a copy of {_short(path)}")
+        yield _of_image(split, i, "duplicate image", f"is a copy of {short(path)}")
 
 
 def _size(split: Split, i: int, look: _Look) -> Iterator[Problem]:

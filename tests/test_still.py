@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,8 +22,8 @@ from deimkit.errors import DeimkitError
 from deimkit.explore import still
 from deimkit.explore.curves import INK, LINES
 from deimkit.explore.plots import Picture
-from deimkit.explore.still.axes import Axis, Numbers, stride
-from deimkit.explore.still.values import colour, filled, ink_on, plain, spoken
+from deimkit.explore.still.axes import Axis, spoken, stride
+from deimkit.explore.still.values import colour, ink_on, plain
 from deimkit.explore.style import LOOK
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
@@ -70,12 +71,9 @@ def ours(figure: go.Figure, **layout: Any) -> go.Figure:
     return figure.update_layout(template=LOOK, **layout)
 
 
-def labels(ax: Axes, way: str) -> list[str]:
-    """What the visible ticks of an axis say."""
-    axis = getattr(ax, f"{way}axis")
-    low, high = sorted(axis.get_view_interval())
-    ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
-    return [label.get_text() for place, label in ticks if low - 1e-9 <= place <= high + 1e-9]
+def labels(shot: Shot) -> list[str]:
+    """What all ticks say, panel by panel, those of x before those of y."""
+    return [text.get_text() for text in shot.picture.artists if isinstance(text, Text)]
 
 
 # ---------------------------------------------------------------------------------------------------- the picture
@@ -90,7 +88,8 @@ def test_empty_figures_and_traces_are_drawn() -> None:
     assert (Shot(go.Figure()).pixels == 255).all()
     shot = Shot(bare(showlegend=False).add_scatter(x=[], y=[]).add_bar(x=[], y=[]))
     assert (shot.pixels == 255).all() and len(shot.axes) == 1
-    fields = go.Figure(go.Heatmap(z=[])).add_contour(z=[]).add_surface(z=[]).add_scatter3d(x=[], y=[], z=[])
+    fields = go.Figure(go.Heatmap(z=[])).add_contour(z=[], contours={"start": 0, "end": 1, "size": 1})
+    fields.add_surface(z=[]).add_scatter3d(x=[], y=[], z=[], mode="markers")
     assert len(Shot(fields).axes) == 2
 
 
@@ -119,19 +118,13 @@ def test_a_curve_has_the_given_points_and_breaks_off_at_none() -> None:
     assert to_hex(broken.get_color()) == LINES[1].lower()
 
 
-@pytest.mark.parametrize(
-    ("shape", "corners"),
-    [
-        ("linear", [(0, 1), (2, 5)]),
-        ("hv", [(0, 1), (2, 1), (2, 5)]),
-        ("vh", [(0, 1), (0, 5), (2, 5)]),
-        ("hvh", [(0, 1), (1, 1), (1, 5), (2, 5)]),
-        ("vhv", [(0, 1), (0, 3), (2, 3), (2, 5)]),
-    ],
-)
-def test_lines_go_in_steps(shape: str, corners: list[tuple[float, float]]) -> None:
-    shot = Shot(go.Figure().add_scatter(x=[0, 2], y=[1, 5], line_shape=shape, mode="lines"))
-    np.testing.assert_allclose(shot.axes[0].lines[0].get_xydata(), corners)
+def test_lines_go_in_steps_and_areas_are_filled_within() -> None:
+    steps = Shot(go.Figure().add_scatter(x=[0, 2, 3], y=[1, 5, 4], line_shape="hv", mode="lines")).axes[0].lines[0]
+    np.testing.assert_allclose(steps.get_xydata(), [(0, 1), (2, 1), (2, 5), (3, 5), (3, 4)])
+    path = {"x": [7, 9, 9, None, 7, 8, 8], "y": [1, 1, 4, None, 6, 6, 8]}
+    shot = Shot(bare().add_scatter(**path, fill="toself", line_color="red"))
+    assert shot.at(8.7, 2) == shot.at(7.8, 6.8) == (255, 127, 127)  # half of its line's colour
+    assert shot.at(7.5, 3) == WHITE
 
 
 def test_few_points_have_marks_and_many_have_none() -> None:
@@ -140,21 +133,9 @@ def test_few_points_have_marks_and_many_have_none() -> None:
     np.testing.assert_array_equal(many.lines[0].get_xdata(), range(20))
 
 
-def test_areas_are_filled_to_zero_to_the_line_before_and_within() -> None:
-    figure = bare().add_scatter(x=[1, 3], y=[4, 4], fill="tozeroy", fillcolor="red", mode="none")
-    figure.add_scatter(x=[4, 6], y=[2, 2], mode="none")
-    figure.add_scatter(x=[4, 6], y=[5, 5], fill="tonexty", fillcolor="blue", mode="none")
-    figure.add_scatter(x=[7, 9, 9, None, 7, 8, 8], y=[1, 1, 4, None, 6, 6, 8], fill="toself", line_color="red")
-    shot = Shot(figure)
-    assert shot.at(2, 0.5) == shot.at(2, 3.8) == RED and shot.at(2, 4.2) == WHITE
-    assert shot.at(5, 3) == BLUE and shot.at(5, 1.5) == WHITE
-    assert shot.at(8.7, 2) == shot.at(7.8, 6.8) == (255, 127, 127)  # half of its line's colour
-    assert shot.at(7.5, 3) == WHITE
-
-
 def test_marks_have_their_sizes_colours_and_symbols() -> None:
-    marker = {"size": [20, 40], "color": [0.0, 1.0], "colorscale": [[0, "red"], [1, "blue"]], "opacity": 1}
-    shot = Shot(bare().add_scatter(x=[2, 6], y=[5, 5], mode="markers", marker={**marker, "symbol": "square"}))
+    marker = {"size": [20, 40], "color": ["red", "blue"], "opacity": 1, "symbol": "square"}
+    shot = Shot(bare().add_scatter(x=[2, 6], y=[5, 5], mode="markers", marker=marker))
     assert shot.at(2, 5) == RED and shot.at(6, 5) == BLUE
     # 10 units are 400 pixels: a square of 40 pixels reaches half a unit to each side
     assert shot.at(6.4, 5) == BLUE and shot.at(6.6, 5) == shot.at(2.4, 5) == WHITE
@@ -162,22 +143,9 @@ def test_marks_have_their_sizes_colours_and_symbols() -> None:
     assert hollow.at(5, 5) == WHITE and GREEN in {hollow.at(5 + x, 5) for x in np.linspace(0.6, 0.9, 40)}
 
 
-def test_a_scale_reaches_from_cmin_to_cmax_and_has_its_bar() -> None:
-    marker = {"color": [0, 5], "cmin": 0, "cmax": 10, "colorscale": [[0, "white"], [1, "black"]], "size": 40}
-    figure = go.Figure().add_scatter(x=[0, 1], y=[0, 0], mode="markers", marker={**marker, "showscale": True})
-    shot = Shot(figure.update_layout(template="none"))
-    ax, bar = shot.axes
-    assert shot.at(1, 0, ax)[0] == pytest.approx(127, abs=2)
-    assert bar.get_ylim() == (0, 10) and bar.get_position().x0 > ax.get_position().x1
-    assert shot.box(bar)[2] < 1
-
-
-def test_error_bars_and_words_stand_at_their_points() -> None:
-    error = {"type": "data", "array": [1, 2], "arrayminus": [0.5, 0.25]}
-    figure = go.Figure().add_scatter(x=[0, 1], y=[3, 4], error_y=error, mode="markers+text", text=["a", "b<br>c"])
+def test_words_stand_at_their_points() -> None:
+    figure = go.Figure().add_scatter(x=[0, 1], y=[3, 4], mode="markers+text", text=["a", "b<br>c"])
     ax = Shot(figure.update_traces(textposition="top center")).axes[0]
-    bars = [line.get_segments() for line in ax.collections if hasattr(line, "get_segments")]
-    np.testing.assert_allclose(bars[0], [[[0, 2.5], [0, 4]], [[1, 3.75], [1, 6]]])
     assert [(text.get_text(), text.xy) for text in ax.texts] == [("a", (0, 3)), ("b\nc", (1, 4))]
     assert ax.texts[0].get_va() == "bottom" and ax.texts[0].xyann[1] > 0
 
@@ -202,39 +170,31 @@ def bars(figure: go.Figure) -> NDArray[Any]:
     [
         ("group", [(-0.4, 0, 0.4, 3), (0.6, 0, 0.4, -1), (0, 0, 0.4, 2), (1, 0, 0.4, -2)]),
         ("overlay", [(-0.4, 0, 0.8, 3), (0.6, 0, 0.8, -1), (-0.4, 0, 0.8, 2), (0.6, 0, 0.8, -2)]),
-        ("stack", [(-0.4, 0, 0.8, 3), (0.6, 0, 0.8, -1), (-0.4, 3, 0.8, 2), (0.6, -1, 0.8, -2)]),
-        ("relative", [(-0.4, 0, 0.8, 3), (0.6, 0, 0.8, -1), (-0.4, 3, 0.8, 2), (0.6, -1, 0.8, -2)]),
     ],
 )
-def test_bars_stand_beside_or_upon_one_another(mode: str, expected: list[tuple[float, ...]]) -> None:
+def test_bars_stand_beside_or_before_one_another(mode: str, expected: list[tuple[float, ...]]) -> None:
     figure = go.Figure(layout_barmode=mode).add_bar(x=["a", "b"], y=[3, -1]).add_bar(x=["a", "b"], y=[2, -2])
     np.testing.assert_allclose(bars(figure), expected, atol=1e-12)
 
 
-def test_relative_bars_keep_what_is_below_zero_apart() -> None:
-    figure = go.Figure(layout_barmode="relative")
-    for height in (2, -1, 3, -4):
-        figure.add_bar(x=[7], y=[height])
-    np.testing.assert_allclose(bars(figure)[:, 1], [0, 0, 2, -1])
-
-
-def test_bars_may_lie_with_bases_widths_and_colours_of_their_own() -> None:
-    figure = go.Figure().add_bar(x=[1, 2], y=["a", "b"], base=[1, 0], width=0.5, orientation="h")
-    np.testing.assert_allclose(bars(figure), [(1, -0.25, 1, 0.5), (0, 0.75, 2, 0.5)])
+def test_bars_may_lie_with_widths_and_colours_of_their_own() -> None:
+    figure = go.Figure().add_bar(x=[1, 2], y=["a", "b"], width=0.5, orientation="h")
+    np.testing.assert_allclose(bars(figure), [(0, -0.25, 1, 0.5), (0, 0.75, 2, 0.5)])
     shot = Shot(figure.update_traces(marker_color=["red", "blue"]))
-    assert shot.at(1.5, 0) == RED and shot.at(1.5, 1) == BLUE and labels(shot.axes[0], "y") == ["a", "b"]
+    assert shot.at(0.5, 0) == RED and shot.at(1.5, 1) == BLUE and labels(shot)[-2:] == ["a", "b"]
     low, high = shot.axes[0].get_xlim()
     assert low == 0 and 2 < high < 2.3  # bars begin at the axis
 
 
-def test_words_stand_in_bars_that_have_room_and_else_above() -> None:
-    figure = go.Figure().add_bar(x=["a", "b", "c"], y=[10, 0.1, 8], text=["10.0", "0.1", ""], marker_color="black")
-    ax = Shot(figure).axes[0]
-    inside, above = ax.texts
-    assert (inside.get_text(), inside.get_va(), inside.get_color()) == ("10.0", "top", (1, 1, 1, 1))
-    assert (above.get_text(), above.get_va(), above.xy) == ("0.1", "bottom", (1, 0.1))
-    narrow = Shot(go.Figure(layout_width=400).add_bar(x=list("abcdefghijklmn"), y=[9] * 14, text=["123.4"] * 14))
-    assert {text.get_rotation() for text in narrow.axes[0].texts} == {270}
+def test_words_stand_beyond_the_ends_of_bars_and_are_small_where_these_are_narrow() -> None:
+    figure = go.Figure(layout_width=400).add_bar(y=[9] * 14, text=["123.4"] * 14, textposition="outside")
+    narrow = Shot(figure).axes[0].texts
+    wide = Shot(go.Figure().add_bar(y=[9, -1], text=["a", "b"], textposition="outside")).axes[0].texts
+    assert [(text.get_text(), text.xy, text.get_va()) for text in wide] == [
+        ("a", (0, 9), "bottom"),
+        ("b", (1, -1), "top"),
+    ]
+    assert narrow[0].get_size() == pytest.approx(0.7 * wide[0].get_size())
 
 
 # ---------------------------------------------------------------------------------------------------- fields
@@ -243,19 +203,14 @@ def test_words_stand_in_bars_that_have_room_and_else_above() -> None:
 def test_the_cells_of_a_heat_map_have_the_colours_of_its_scale() -> None:
     z = [[0, 5], [10, None]]
     figure = go.Figure().add_heatmap(z=z, x=["a", "b"], y=[1, 2], colorscale=[[0, "red"], [1, "blue"]], showscale=False)
-    shot = Shot(figure.update_traces(texttemplate="%{z:.1f}").update_layout(template="none"))
+    shot = Shot(
+        figure.update_traces(text=[["0.0", "5.0"], ["10.0", ""]], texttemplate="%{text}").update_layout(template="none")
+    )
     assert shot.at(-0.4, 0.6) == RED and shot.at(-0.4, 1.6) == BLUE and shot.at(0.6, 1.6) == WHITE
     assert shot.at(0.6, 0.6) == pytest.approx((127, 0, 127), abs=1)
     ax = shot.axes[0]
-    assert labels(ax, "x") == ["a", "b"] and ax.get_xlim() == (-0.5, 1.5) and ax.get_ylim() == (0.5, 2.5)
+    assert labels(shot)[:2] == ["a", "b"] and ax.get_xlim() == (-0.5, 1.5) and ax.get_ylim() == (0.5, 2.5)
     assert {text.get_text(): text.get_position() for text in ax.texts} == {"0.0": (0, 1), "5.0": (1, 1), "10.0": (0, 2)}
-
-
-def test_heat_maps_may_have_uneven_borders_limits_and_a_turned_scale() -> None:
-    scale = {"colorscale": [[0, "white"], [1, "black"]], "reversescale": True, "zmin": 0, "zmax": 2}
-    figure = go.Figure().add_heatmap(z=[[0, 1]], x=[0, 1, 10], y=[0, 1], showscale=False, **scale)
-    shot = Shot(figure)
-    assert shot.at(0.9, 0.5) == (0, 0, 0) and shot.at(9, 0.5)[0] == pytest.approx(127, abs=2)
 
 
 @pytest.mark.parametrize("name", ["RdBu", "Viridis", "Cividis", "RdBu_r", "Blues"])
@@ -266,16 +221,22 @@ def test_scales_by_name_are_those_of_plotly(name: str) -> None:
     assert (shot.at(0.1, 0.1), shot.at(1.1, 0.1)) == ends
 
 
+def test_a_colour_bar_reaches_from_zmin_to_zmax_and_stands_beside_its_field() -> None:
+    scale = {"colorscale": [[0, "white"], [1, "black"]], "reversescale": True, "zmin": 0, "zmax": 2}
+    shot = Shot(go.Figure().add_heatmap(z=[[0, 1]], colorbar_title="cost", **scale))
+    ax, bar = shot.axes
+    assert shot.at(0, 0, ax) == (0, 0, 0) and shot.at(1, 0, ax)[0] == pytest.approx(127, abs=2)
+    assert bar.get_ylim() == (0, 2) and bar.get_position().x0 > ax.get_position().x1 and shot.box(bar)[2] < 1
+    assert bar.get_title("left") == "cost"
+
+
 def test_contours_run_at_their_levels() -> None:
-    x = np.linspace(0, 4, 41)
-    contours = {"start": 1, "end": 3, "size": 1, "coloring": "lines"}
-    figure = go.Figure().add_contour(x=x, y=[0, 1], z=np.stack([x, x]), contours=contours, showscale=False)
-    shot = Shot(figure)
-    (drawn,) = shot.axes[0].collections
-    assert list(drawn.levels) == [1, 2, 3]
-    np.testing.assert_allclose([path.vertices[:, 0].mean() for path in drawn.get_paths()], [1, 2, 3])
-    figure.update_traces(contours_coloring="fill", colorscale=[[0, "red"], [1, "blue"]], contours_showlines=False)
-    shot = Shot(figure)
+    x, contours = np.linspace(0, 4, 41), {"start": 1, "end": 3, "size": 1}
+    look = {"colorscale": [[0, "red"], [1, "blue"]], "showscale": False}
+    shot = Shot(go.Figure().add_contour(x=x, y=[0, 1], z=np.stack([x, x]), contours=contours, **look))
+    lines = shot.axes[0].collections[-1]
+    assert list(lines.levels) == [1, 2, 3]
+    np.testing.assert_allclose([path.vertices[:, 0].mean() for path in lines.get_paths()], [1, 2, 3])
     assert shot.at(0.5, 0.5)[0] > 200 > 100 > shot.at(3.5, 0.5)[0]
 
 
@@ -286,9 +247,9 @@ def test_surfaces_stand_in_their_scenes_and_are_seen_by_the_same_camera() -> Non
     figure = make_subplots(1, 2, specs=[[{"type": "surface"}] * 2])
     x = np.linspace(-1, 1, 200)
     figure.add_surface(x=x, y=x, z=np.outer(x, x), showscale=False, row=1, col=1)
-    figure.add_surface(z=np.eye(3), surfacecolor=np.zeros((3, 3)), showscale=False, row=1, col=2)
-    figure.add_scatter3d(x=[0, 2], y=[0, 2], z=[0, 1], mode="lines+markers", row=1, col=2)
-    figure.update_layout(scene_camera_eye={"x": 0, "y": -2, "z": 0}, scene_zaxis={"range": [-3, 3], "title": "loss"})
+    figure.add_surface(z=np.eye(3), showscale=False, row=1, col=2)
+    figure.add_scatter3d(x=[0, 2], y=[0, 2], z=[0, 1], mode="markers", row=1, col=2)
+    figure.update_layout(scene_camera_eye={"x": 0, "y": -2, "z": 0}, scene_zaxis_title="loss")
     shot = Shot(figure)
     left, right = shot.axes
     for ax, name in ((left, "scene"), (right, "scene2")):
@@ -298,10 +259,10 @@ def test_surfaces_stand_in_their_scenes_and_are_seen_by_the_same_camera() -> Non
         got = (np.asarray([ax.get_position(original=True).x0, ax.get_position(original=True).x1]) - start) / width
         np.testing.assert_allclose(got, domain, atol=1e-9)
     assert (left.azim, left.elev) == (-90, 0) and right.azim == 45
-    assert left.get_zlim() == (-3, 3) and left.get_zlabel() == "loss"
+    assert left.get_zlim() == (-1, 1) and left.get_zlabel() == "loss"
     mesh = next(each for each in left.collections if isinstance(each, Poly3DCollection))
     assert 2000 < len(mesh.get_facecolor()) <= 72**2
-    assert len(right.lines) == 1
+    assert len(right.collections) == 2
     inside = shot.pixels[:, : shot.pixels.shape[1] // 2]
     assert (inside.std(-1) > 20).mean() > 0.02  # something of many colours is there
 
@@ -339,49 +300,25 @@ def test_ranges_may_be_given_turned_logarithmic_or_half_open() -> None:
     assert two.get_xlabel() == "x²"
 
 
-def test_axes_that_match_have_one_range_and_one_set_of_words() -> None:
-    figure = make_subplots(2, 1, shared_xaxes=True)
-    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", row=1, col=1)
-    figure.add_scatter(x=[5, 8], y=[0, 1], mode="lines", row=2, col=1)
-    shot = Shot(figure)
-    above, below = shot.axes
-    assert above.get_xlim() == below.get_xlim() == (0, 8)
-    shown = [[label.label1.get_visible() for label in ax.xaxis.get_major_ticks()] for ax in (above, below)]
-    assert not any(shown[0]) and all(shown[1])
-
-
-def test_a_second_axis_lies_over_the_first() -> None:
-    figure = make_subplots(specs=[[{"secondary_y": True}]]).add_scatter(y=[0, 1])
-    figure.add_scatter(y=[0, 50], secondary_y=True)
-    first, second = Shot(figure).axes
-    np.testing.assert_allclose(first.get_position().bounds, second.get_position().bounds)
-    assert first.get_xlim() == second.get_xlim() and second.get_ylim()[1] > 50 > first.get_ylim()[1]
-    assert first.xaxis.get_visible() and not second.xaxis.get_visible()
-    assert second.yaxis.get_ticks_position() == "right"
-
-
 def test_ticks_stand_where_they_are_told_and_say_what_they_are_told() -> None:
     figure = go.Figure().add_scatter(x=[0, 10], y=[0, 1], mode="lines")
     figure.update_xaxes(tickvals=[0, 5], ticktext=["none", "<b>half</b>"])
-    figure.update_yaxes(dtick=0.25, tickformat=".0%")
-    ax = Shot(figure).axes[0]
-    assert labels(ax, "x") == ["none", "half"] and labels(ax, "y") == ["0%", "25%", "50%", "75%", "100%"]
+    figure.update_yaxes(dtick=0.25)
+    assert labels(Shot(figure)) == ["none", "half", "0", "0.25", "0.5", "0.75", "1"]
 
 
-def test_pictures_keep_their_shape_by_a_smaller_panel_or_a_wider_range() -> None:
-    def panel(constrain: str) -> tuple[Shot, NDArray[Any]]:
-        figure = go.Figure(layout={"width": 800, "height": 400}).add_scatter(x=[0], y=[0])
-        figure.update_xaxes(range=[0, 100], constrain=constrain)
-        figure.update_yaxes(range=[100, 0], scaleanchor="x")
-        shot = Shot(figure)
-        corners = shot.axes[0].transData.transform([(0, 0), (100, 100)])
-        return shot, np.abs(corners[1] - corners[0])
+def test_pictures_keep_their_shape_by_a_smaller_panel() -> None:
+    figure = go.Figure(layout={"width": 800, "height": 400}).add_scatter(x=[0], y=[0])
+    figure.update_xaxes(range=[0, 100], constrain="domain", constraintoward="left")
+    ax = Shot(figure.update_yaxes(range=[100, 0], scaleanchor="x", constrain="domain")).axes[0]
+    wide, high = np.abs(ax.transData.transform((100, 100)) - ax.transData.transform((0, 0)))
+    assert wide == pytest.approx(high) and ax.get_xlim() == (0, 100) and ax.get_position().x0 == pytest.approx(0.1)
 
-    shot, sides = panel("domain")
-    assert sides[0] == pytest.approx(sides[1]) and shot.axes[0].get_xlim() == (0, 100)
-    shot, sides = panel("range")
-    assert sides[0] == pytest.approx(sides[1]) and shot.axes[0].get_xlim()[0] < -50
-    assert shot.axes[0].get_ylim() == (100, 0)
+
+def test_names_count_from_zero_in_the_order_they_came() -> None:
+    axis = Axis("x", {}, {})
+    np.testing.assert_array_equal(axis.numbers(["z", "b", None, "z", "a"]), [0, 1, np.nan, 0, 2])
+    assert axis.names == ["z", "b", "a"] and axis.place("a") == 2
 
 
 @pytest.mark.parametrize(("least", "step"), [(0.148, 0.2), (0.2, 0.5), (4.9, 5), (51, 100), (1, 2), (0.99, 1)])
@@ -390,7 +327,7 @@ def test_steps_of_ticks_are_round(least: float, step: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "largest", "said", "words"),
+    ("value", "largest", "how", "words"),
     [
         (0.25, 1, {}, "0.25"),
         (-1500, 3000, {}, "−1500"),
@@ -398,25 +335,18 @@ def test_steps_of_ticks_are_round(least: float, step: float) -> None:
         (5000, 40000, {}, "5k"),
         (2e6, 4e6, {}, "2M"),
         (0.0002, 0.0004, {}, "200μ"),
+        (1e-20, 2e-20, {}, "10×10⁻²¹"),
         (0, 40000, {}, "0"),
         (0.30000000000000004, 1, {}, "0.3"),
-        (1e-5, 1, {"type": "log"}, "10μ"),
-        (1e-5, 1, {"type": "log", "exponentformat": "power"}, "10⁻⁵"),
-        (20000, 40000, {"exponentformat": "none"}, "20000"),
-        (20000, 40000, {"exponentformat": "e"}, "2e+4"),
-        (0.5, 1, {"tickformat": ".1f", "ticksuffix": " px"}, "0.5 px"),
+        (1e-5, 1, {"log": True}, "10μ"),
+        (1, 1, {"log": True, "form": "power"}, "1"),
+        (1e-5, 1, {"log": True, "form": "power"}, "10⁻⁵"),
+        (0.5, 1, {"log": True, "form": "power"}, "5×10⁻¹"),
+        (20000, 40000, {"form": "e"}, "2e+4"),
     ],
 )
-def test_ticks_speak_as_plotly_does(value: float, largest: float, said: dict[str, Any], words: str) -> None:
-    formatter = Numbers(said)
-    formatter.set_locs([0, value, largest])
-    assert formatter(value) == words
-
-
-def test_names_on_an_axis_count_from_zero_in_the_order_they_came() -> None:
-    axis = Axis("x", {"categoryarray": ["z"]}, {})
-    np.testing.assert_array_equal(axis.numbers(["b", None, "z", "b", "a"]), [1, np.nan, 0, 1, 2])
-    assert axis.names == ["z", "b", "a"] and axis.place("a") == 2
+def test_ticks_speak_as_plotly_does(value: float, largest: float, how: dict[str, Any], words: str) -> None:
+    assert spoken(value, largest, **how) == words
 
 
 def test_long_names_make_room_for_themselves() -> None:
@@ -424,9 +354,10 @@ def test_long_names_make_room_for_themselves() -> None:
     figure.add_bar(x=["a very long name for a thing", "another one which is long", "short"], y=[1, 2, 3])
     figure.update_yaxes(tickvals=[1, 2], ticktext=["one is said at length", "two"], title="height of it")
     shot = Shot(figure)
-    for axis in (shot.axes[0].xaxis, shot.axes[0].yaxis):
-        box = axis.get_tightbbox(shot.renderer)
-        assert box is not None and box.x0 >= 0 and box.y0 >= 0
+    words = [text for text in shot.picture.artists if isinstance(text, Text)] + [shot.axes[0].yaxis.label]
+    assert len(words) == 6 and all((shot.box(text)[:2] >= 0).all() for text in words)
+    left, middle, *_ = (shot.box(text) for text in words[3:])
+    assert shot.box(words[-1])[2] < min(left[0], middle[0]), "the title is beside the ticks' words"
 
 
 # ---------------------------------------------------------------------------------------------------- what is laid over
@@ -436,14 +367,12 @@ def test_shapes_have_their_colours_where_they_are() -> None:
     figure = bare().add_scatter(x=[0, 10], y=[0, 0], mode="lines", line_width=1)
     figure.add_shape(type="rect", x0=1, x1=3, y0=1, y1=3, fillcolor="red", line_width=0)
     figure.add_shape(type="rect", x0=4, x1=6, y0=1, y1=3, line={"color": "blue", "width": 8})
-    figure.add_shape(type="circle", x0=7, x1=9, y0=1, y1=3, fillcolor="green", line_width=0)
     figure.add_shape(type="line", x0=1, x1=9, y0=5, y1=5, line={"color": "red", "width": 8})
     figure.add_shape(xref="paper", yref="paper", x0=0, x1=0.1, y0=0.9, y1=1, fillcolor="blue", line_width=0)
     figure.add_shape(xref="x domain", yref="y", x0=0.9, x1=1, y0=9, y1=10, fillcolor="red", line_width=0)
     shot = Shot(figure)
     assert shot.at(1.1, 1.1) == shot.at(2.9, 2.9) == RED and shot.at(0.9, 2) == shot.at(3.1, 2) == WHITE
     assert shot.at(4, 2) == shot.at(5, 3) == BLUE and shot.at(5, 2) == WHITE
-    assert shot.at(8, 2) == GREEN and shot.at(7.1, 1.1) == WHITE
     assert shot.at(5, 5) == RED
     assert shot.at(0.5, 9.5) == BLUE and shot.at(9.5, 9.5) == RED and shot.at(8.9, 9.5) == WHITE
 
@@ -475,18 +404,6 @@ def test_images_stand_upright_whichever_way_the_axis_runs(turned: bool) -> None:
     assert shot.at(1.5, top + 0.5 * down) == RED and shot.at(4.5, top + 0.5 * down) == GREEN
     assert shot.at(1.5, top + 3.5 * down) == shot.at(4.5, top + 3.5 * down) == BLUE
     assert shot.at(0.8, top + 0.5 * down) == shot.at(1.5, top - 0.5 * down) == WHITE
-
-
-def test_images_keep_their_shape_and_lie_under_curves_if_told_so() -> None:
-    source = Image.new("RGB", (10, 10), "red")
-    figure = bare().add_scatter(x=[0, 10], y=[5, 5], line={"color": "blue", "width": 10})
-    place = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "xanchor": "center", "yanchor": "middle"}
-    figure.add_layout_image(source=source, sizex=1, sizey=1, layer="below", **place)
-    shot = Shot(figure)
-    # 300 of 400 pixels wide, in the middle
-    assert shot.at(1.4, 2) == RED and shot.at(1.1, 2) == WHITE and shot.at(8.6, 2) == RED and shot.at(5, 5) == BLUE
-    figure.layout.images[0].layer = "above"
-    assert Shot(figure).at(5, 5) == RED
 
 
 def test_words_stand_where_they_point_to() -> None:
@@ -549,16 +466,6 @@ def test_a_legend_may_lie_above_in_rows_that_fit() -> None:
     assert by_name["a rather long name 0"] == by_name["a rather long name 1"] > by_name["a rather long name 8"]
 
 
-def test_legends_keep_groups_together_and_turn_stacks_round() -> None:
-    figure = go.Figure()
-    for name, group in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "")):
-        figure.add_scatter(y=[1, 2], name=name, legendgroup=group)
-    assert said(Shot(figure)) == ["a", "c", "b", "d"]
-    assert said(Shot(ours(figure))) == ["a", "b", "c", "d"]
-    stack = go.Figure(layout_barmode="stack").add_bar(y=[1], name="low").add_bar(y=[1], name="high")
-    assert said(Shot(stack)) == ["high", "low"]
-
-
 # ---------------------------------------------------------------------------------------------------- the look
 
 
@@ -587,7 +494,6 @@ def test_plotlys_own_template_is_followed_as_well() -> None:
         ("#00f", (0, 0, 1, 1)),
         ("rgb(255, 0, 51)", (1, 0, 0.2, 1)),
         ("rgba(255,255,255,.5)", (1, 1, 1, 0.5)),
-        ("hsl(120,100%,50%)", (0, 1, 0, 1)),
     ],
 )
 def test_colours_are_read_as_the_web_writes_them(text: str, expected: tuple[float, ...]) -> None:
@@ -600,13 +506,8 @@ def test_letters_can_be_read_on_their_ground() -> None:
 
 
 def test_words_lose_their_markup_and_keep_their_meaning() -> None:
-    assert plain("<b>a</b><br>10<sup>-3</sup> &lt; AP<sub>50</sub> <span style='x'>b</span>") == "a\n10⁻³ < AP₅₀ b"
+    assert plain("<b>a</b><br>10<sup>-3</sup> &lt; <span style='x'>b</span>") == "a\n10⁻³ < b"
     assert plain("a < b and 5 $") == r"a < b and 5 \$"
-
-
-def test_texts_are_filled_as_their_template_says() -> None:
-    assert filled("%{y:.1f} of %{text}", {"y": 0.25, "text": "all"}) == "0.2 of all"
-    assert spoken(-0.04, ".1f") == "0.0" and spoken(-1234.5, ",d") == "−1,234" and spoken(0.256, ".1%") == "25.6%"
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused
@@ -615,25 +516,29 @@ def test_texts_are_filled_as_their_template_says() -> None:
 @pytest.mark.parametrize(
     ("figure", "named"),
     [
-        (go.Figure(go.Pie(values=[1])), "pie"),
-        (go.Figure(go.Histogram(x=[1])), "histogram"),
+        (go.Figure(go.Pie(values=[1])), "a pie trace"),
         (go.Figure(go.Scatter(y=[1], stackgroup="a")), "stackgroup of a scatter trace"),
-        (go.Figure(go.Scatter(y=[1, 2], line_shape="spline")), "spline"),
-        (go.Figure(go.Scatter(y=[1, 2], fill="tonextx", x=[1, 2])), "tonextx"),
+        (go.Figure(go.Scatter(y=[1, 2], line_shape="spline")), "'spline' as shape of the line of a scatter trace"),
+        (go.Figure(go.Scatter(y=[1, 2], line_dash="5px,2px")), "'5px,2px' as dash"),
+        (go.Figure(go.Scatter(y=[1, 2], fill="tozeroy")), "'tozeroy' as fill"),
         (go.Figure(go.Scatter(y=[1], marker_symbol="hourglass")), "hourglass"),
-        (go.Figure(go.Scatter(y=[1], marker_coloraxis="coloraxis")), "coloraxis of the marker"),
-        (go.Figure(go.Scatter(x=["2020-01-01"], y=[1])), "dates like 2020-01-01"),
-        (go.Figure(go.Scatter(x=np.asarray(["2020-01-01"], "datetime64[D]"), y=[1])), "date"),
-        (go.Figure(go.Scatter(y=[1], mode="text", texttemplate="%{z}")), "z"),
-        (go.Figure(go.Heatmap(z=[[1]], zsmooth="best")), "best"),
-        (go.Figure(go.Contour(z=np.eye(2), contours_type="constraint")), "type of the contours"),
-        (go.Figure(go.Surface(z=np.eye(2), contours_z_show=True)), "contours of a surface"),
-        (go.Figure(go.Bar(y=[1]), {"barnorm": "percent"}), "barnorm of a layout"),
+        (go.Figure(go.Scatter(y=[1, 2], marker_symbol=["x", "star"])), "symbol of the marker"),
+        (go.Figure(go.Scatter(y=[1], error_y_array=[1])), "error_y of a scatter trace"),
+        (go.Figure(go.Scatter(x=["2020-01-01"], y=[1])), "dates such as .'2020-01-01'"),
+        (go.Figure(go.Scatter(x=np.asarray(["2020-01-01"], "datetime64[D]"), y=[1])), "dates"),
+        (go.Figure(go.Scatter(y=[1], line_color="hsl(120,100%,50%)")), "A colour is a name"),
+        (go.Figure(go.Heatmap(z=[[1]], zsmooth="best")), "zsmooth of a heatmap trace"),
+        (go.Figure(go.Heatmap(z=[[1, 2, 3]], x=[0, 1, 9])), "cells of several sizes"),
+        (go.Figure(go.Heatmap(z=[[1]]), {"template": "none"}), "colours without a colorscale"),
+        (go.Figure(go.Contour(z=np.eye(2))), "contours without start, end and size"),
+        (go.Figure(go.Bar(y=[1], text="a")), "words in bars"),
+        (go.Figure(go.Bar(y=[1]), {"barmode": "stack"}), "'stack' as barmode of a layout"),
         (go.Figure(go.Bar(y=[1]), {"sliders": [{}]}), "sliders of a layout"),
+        (go.Figure(go.Scatter(y=[1]), {"yaxis": {"scaleanchor": "x"}}), "scaleanchor but without constrain"),
+        (go.Figure(go.Scatter(y=[1])).add_scatter(y=[1], yaxis="y2"), r"share an axis \(x, y2\)"),
+        (go.Figure(go.Scatter(y=[0, 1]), {"yaxis": {"tickformat": "~s"}}), "tickformat of the yaxis of a layout"),
         (go.Figure(layout={"shapes": [{"type": "path", "path": "M 0 0"}]}), "path"),
-        (go.Figure(layout={"shapes": [{"x0": 0, "x1": 1, "y0": 0, "y1": 1, "label": {"text": "a"}}]}), "label"),
-        (go.Figure(layout={"images": [{"source": "https://example.org/a.png"}]}), "https://example.org"),
-        (go.Figure(go.Scatter(y=[0, 1]), {"yaxis_tickformat": "~s"}), "~s"),
+        (go.Figure(layout={"images": [{"source": "https://example.org/a.png", "sizing": "stretch"}]}), "example.org"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_name(figure: go.Figure, named: str) -> None:
@@ -643,7 +548,7 @@ def test_what_cannot_be_drawn_is_refused_by_name(figure: go.Figure, named: str) 
 
 def test_what_shows_only_under_a_mouse_is_no_reason_to_refuse() -> None:
     figure = go.Figure(layout={"hovermode": "x", "dragmode": "pan", "uirevision": 1})
-    figure.add_scatter(y=[1], hovertemplate="%{y}", customdata=[1], uid="a", meta="b", legendgroup="c")
+    figure.add_scatter(y=[1], hovertemplate="%{y}", customdata=[1], uid="a", meta="b")
     assert len(Shot(figure).axes[0].collections) == 1
 
 

@@ -48,7 +48,8 @@ class Picture(Figure):
 
     def words(self) -> str:
         """All that is written in it, panel by panel: title, axes, and the names of boxes and lines."""
-        return "; ".join(filter(None, map(_written, self.axes))) or "a picture without words"
+        said = [*(text.get_text() for text in self.texts), *map(_written, self.axes)]
+        return "; ".join(filter(None, said)) or "a picture without words"
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode()

@@ -54,16 +54,21 @@ def tile(findings: Findings, view: View, shown: Shown) -> Tile:
     first box of the query that said the worst of them is dotted. An image that cannot be read is blank under its boxes.
     """
     split, index = findings.split, shown.image
-    part = _part(_about(findings, view, shown), split.sizes[index])
+    part = part_of(findings, view, shown)
     picture = _picture(split, index, part)
     ink = "".join([*_annotations(findings, view, shown, part), *_detections(findings, view, shown, part)])
-    words = _caption(findings, view, shown)
+    words = caption(findings, view, shown)
     x, y, right, bottom = part
     svg = (
         f'<svg viewBox="{x:.1f} {y:.1f} {right - x:.1f} {bottom - y:.1f}" role="img" aria-label="{escape(words)}">'
         f"{picture}{ink}</svg>"
     )
     return Tile(svg, words, bool(picture))
+
+
+def part_of(findings: Findings, view: View, shown: Shown) -> Part:
+    """The part of an image that a view shows: around the first row it is shown for, or all of it."""
+    return _part(_about(findings, view, shown), findings.split.sizes[shown.image])
 
 
 def _about(findings: Findings, view: View, shown: Shown) -> Array | None:
@@ -155,7 +160,7 @@ def _box(box: Array, colour: str, part: Part, words: str, named: str, style: str
     return f'{mark}<text x="{left:.1f}" y="{low:.1f}" font-size="{letter:.1f}" fill="{colour}">{escape(named)}</text>'
 
 
-def _caption(findings: Findings, view: View, shown: Shown) -> str:
+def caption(findings: Findings, view: View, shown: Shown) -> str:
     """The file, and what there is to say of the first row that it is shown for."""
     row = int(shown.rows[0])
     said = {"images": _of_image, "annotations": _of_annotation, "detections": _of_detection}[view.of]

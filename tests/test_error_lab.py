@@ -96,6 +96,13 @@ def test_it_is_drawn_for_any_number_of_classes(classes: int, written: bool) -> N
     assert png(figure).startswith(b"\x89PNG") and "data:image/png" in lab.still()["text/html"]
 
 
+def test_a_class_may_be_called_nothing() -> None:
+    split = split_of([[BOX]], [[0]], names=("nothing", "dog"))
+    lab = ErrorLab(Findings(errors(split, Results.concat([]))))
+    assert lab.names == ["nothing", "dog", "(nothing)"]
+    assert lab.values["predicted"] == "(nothing)" and lab.found.matrix[0, 2] == 1
+
+
 def test_nothing_to_confuse_is_explained() -> None:
     split = split_of([[]], [[]], names=())
     with pytest.raises(DataError, match="Errors are counted by class"):

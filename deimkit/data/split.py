@@ -74,6 +74,12 @@ class CategoryMap:
         """The name of a class index."""
         return self.names[index]
 
+    @property
+    def distinct(self) -> tuple[str, ...]:
+        """A name for every class that no other one has: where two have the same, their ids stand behind it."""
+        pairs = zip(self.names, self.ids, strict=True)
+        return tuple(f"{name} ({id_})" if self.names.count(name) > 1 else name for name, id_ in pairs)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, from which `from_dict` makes the same map; string and integer ids stay what they are."""
         return {"ids": list(self.ids), "names": list(self.names)}

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deimkit.data.split import CategoryMap, Split
+from deimkit.data.split import Split
 from deimkit.errors import DataError, DeimkitError
 from deimkit.evaluation.overlaps import overlapping, rank_in, xywh_of
 from deimkit.structures import Detections
@@ -141,7 +141,7 @@ def curves(
     objects = np.zeros((len(split.categories), _A), np.int64)
     np.add.at(objects, truth.label, truth.counts)
     precision, recall = backends[backend](truth, found, objects, len(split), limits)
-    return Curves(precision, recall, objects, _names(split.categories), limits)
+    return Curves(precision, recall, objects, split.categories.distinct, limits)
 
 
 class Evaluator:
@@ -252,12 +252,6 @@ def _found(split: Split, detections: Any) -> _Found:
         row = int(bad.argmax())
         raise DataError(f"Scores and boxes must be finite; got score {score[row]} and xywh {xywh[row]} in row {row}.")
     return _Found(turn(split.ids)[image], label.astype(np.int64), score.astype(np.float64), xywh)
-
-
-def _names(categories: CategoryMap) -> tuple[str, ...]:
-    """The classes' names; where two have the same, with their ids."""
-    pairs = list(zip(categories.names, categories.ids, strict=True))
-    return tuple(f"{name} ({id_})" if categories.names.count(name) > 1 else name for name, id_ in pairs)
 
 
 def _columns(split: Split, rows: Sequence[dict[str, Any]]) -> tuple[Array, Array, Array, Array]:

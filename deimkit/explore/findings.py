@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deimkit.data.split import CategoryMap, Split
+from deimkit.data.split import Split
 from deimkit.errors import DataError
 from deimkit.evaluation.coco import SIZES, Results
 from deimkit.evaluation.errors import Errors, errors
@@ -166,7 +166,7 @@ class Findings:
 
     @cached_property
     def _names(self) -> Array:
-        return np.array(class_names(self.split.categories), object)
+        return np.array(self.split.categories.distinct, object)
 
     @cached_property
     def _mistakenness(self) -> Array:
@@ -223,12 +223,6 @@ def matcher_of(run: Run | None) -> Matcher | None:
     from deimkit.recipes import parse
 
     return None if run is None else parse((run.folder / "recipe.py").read_text(encoding="utf-8")).matcher
-
-
-def class_names(categories: CategoryMap) -> list[str]:
-    """The name of each class; where two have the same, with its id."""
-    pairs = zip(categories.names, categories.ids, strict=True)
-    return [f"{name} ({id_})" if categories.names.count(name) > 1 else name for name, id_ in pairs]
 
 
 def size_of(area: Array) -> Array:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deimkit.errors import DataError
 from deimkit.evaluation.precision import precision_recall
-from deimkit.explore.findings import Findings, class_names
+from deimkit.explore.findings import Findings
 from deimkit.explore.labs.error_panels import CURVE, MATRIX, panels
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
 
@@ -75,7 +75,8 @@ class ErrorLab(Lab):
         if not len(findings.split.categories):
             raise DataError(f"Errors are counted by class; {findings.split!r} has none.")
         self.findings, self.show = findings, show
-        self.names = [*class_names(findings.split.categories), NOTHING]
+        classes = findings.split.categories.distinct
+        self.names = [*classes, NOTHING if NOTHING not in classes else f"({NOTHING})"]
         super().__init__()
 
     def controls(self) -> tuple[Control, ...]:

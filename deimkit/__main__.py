@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -382,11 +383,15 @@ def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
 
 def run_errors(args: argparse.Namespace) -> tuple[int, Any]:
     """Judge every detection of a detector on a split, and show what is asked for."""
+    from deimkit.evaluation.page import write
     from deimkit.explore.contact_page import contact_sheet_page
+    from deimkit.explore.fiftyone.readiness import ready
     from deimkit.explore.findings import find
     from deimkit.explore.fixes import fix_list
 
     split = split_of(args)
+    if args.app:
+        ready().demand()
     progress = Progress()
     what = dk.load(args.what, weights=args.weights) if args.weights else args.what
     found = find(
@@ -407,21 +412,24 @@ def run_errors(args: argparse.Namespace) -> tuple[int, Any]:
     if args.sheet:
         pages["sheet"] = contact_sheet_page(found, args.sheet)
     if args.fixes:
-        pages["fixes"] = Path(args.fixes)
-        pages["fixes"].write_text(fix_list(found).to_json(), encoding="utf-8")
+        pages["fixes"] = write(Path(args.fixes), fix_list(found).to_json())
     for name, path in pages.items():
         progress.line(f"{name}: {path}")
     if args.app:
-        show_app(found, progress)
+        show_app(found, f"{args.data} {args.split}", progress)
     return 0, summary | {name: str(path) for name, path in pages.items()}
 
 
-def show_app(found: Findings, progress: Progress) -> None:
-    """Put findings into FiftyOne and show its App until the last page of it is closed."""
-    from deimkit.explore.fiftyone.app import launch
-    from deimkit.explore.fiftyone.samples import to_fiftyone
+def show_app(found: Findings, name: str, progress: Progress) -> None:
+    """Put findings into the FiftyOne dataset of that name, and show its App until the last page of it is closed.
 
-    app = launch(to_fiftyone(found.split, found, progress=narrator(progress)))
+    A detector has a field by its own name there, so that the next one stands beside it.
+    """
+    from deimkit.explore.fiftyone import launch, to_fiftyone
+
+    field = re.sub(r"\W", "_", f"run_{found.name}" if not found.name[:1].isalpha() else found.name, flags=re.ASCII)
+    dataset = to_fiftyone(found.split, found, name, field, progress=narrator(progress))
+    app = launch(dataset.load_saved_view(f"{field}: all images"))
     progress.line(repr(app))
     app.wait()
 

@@ -364,3 +364,16 @@ except DatabaseError as error:
     with Mongod(tmp_path / "database") as server:
         told = run_python(code, FIFTYONE_DATABASE_DIR=str(server.folder))
     assert re.search(r"SAID .*does not start: .*DBPathInUse.*already running.*FIFTYONE_DATABASE_DIR=/another", told)
+
+
+@pytest.mark.parametrize(
+    "address, shown",
+    [
+        ("mongodb://127.0.0.1:27017", "mongodb://127.0.0.1:27017"),
+        ("mongodb://u:secret@h:1/db?a=b", "mongodb://***@h:1/db?a=b"),
+        ("mongodb://u:sec/ret@h", "mongodb://***@h"),
+        ("mongodb://u:sec@ret@h", "mongodb://***@h"),
+    ],
+)
+def test_no_password_is_shown(address: str, shown: str) -> None:
+    assert mongod.without_password(address) == shown

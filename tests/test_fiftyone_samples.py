@@ -22,6 +22,7 @@ from deimkit.evaluation.coco import Results
 from deimkit.evaluation.errors import errors
 from deimkit.explore.fiftyone.agreement import agreement
 from deimkit.explore.fiftyone.documents import relative
+from deimkit.explore.fiftyone.marks import marked
 from deimkit.explore.fiftyone.samples import to_fiftyone
 from deimkit.explore.fiftyone.saved_views import as_view
 from deimkit.explore.findings import Findings
@@ -218,10 +219,47 @@ def test_other_classes_and_taken_fields_are_refused(fo: Any, found: Findings) ->
         to_fiftyone(found.split.take([0]), found, name="scene")
 
 
-@pytest.mark.parametrize("field", ["", "my run", "1st", "_hidden", "a.b", "猫", "ground_truth"])
-def test_field_names_are_words(found: Findings, field: str) -> None:
+@needs_fiftyone
+@pytest.mark.parametrize(
+    "field", ["", "my run", "1st", "_hidden", "a.b", "猫", "ground_truth", "tags", "filepath", "id"]
+)
+def test_field_names_are_words_that_nobody_has(fo: Any, found: Findings, field: str) -> None:
     with pytest.raises(DataError, match="field must be a word"):
         put(found, field=field)
+    assert not fo.dataset_exists("scene"), "nothing half-made is left"
+
+
+@needs_fiftyone
+def test_what_was_corrected_in_the_app_keeps_its_tags(fo: Any, found: Findings) -> None:
+    dataset = put(found)
+    sample = dataset.first()
+    first, second = sample.ground_truth.detections
+    first.label, first.tags = "dog", ["fix"]
+    second.bounding_box, second.tags = [0, 0, 0.5, 0.5], ["moved"]
+    sample.save()
+    truth = put(found).first().ground_truth.detections
+    assert [(t.label, t.tags) for t in truth] == [("猫", ["fix"]), ("dog", ["moved"])]
+    assert truth[1].bounding_box != [0, 0, 0.5, 0.5] and [t.id for t in truth] == [first.id, second.id]
+
+
+@needs_fiftyone
+def test_tags_of_the_app_go_to_the_doctor(fo: Any, found: Findings) -> None:
+    dataset = put(found)
+    assert marked(dataset, found.split).problems == ()
+    sample = dataset.first()
+    sample.ground_truth.detections[1].tags.append("fix")
+    sample.save()
+    last = dataset.last()
+    last.tags.append("fix")
+    last.save()
+    report = marked(dataset, found.split)
+    said = [(p.image, p.kind, p.detail) for p in report.problems]
+    assert said == [
+        ("a", "marked for repair", "dog at (100, 100, 20, 20) is tagged 'fix'"),
+        ("e", "marked for repair", "the image is tagged 'fix'"),
+    ]
+    assert list(found.split.without(report.problems).ids) == ["b", "c", "d"]
+    assert len(marked(dataset, found.split, tag="other").problems) == 0
 
 
 @needs_fiftyone
@@ -239,11 +277,11 @@ def test_a_death_in_the_middle_keeps_what_was_written(
     with pytest.raises(KeyboardInterrupt):
         put(found, progress=die)
     dataset = fo.load_dataset("scene")
-    assert len(dataset.exists("predictions")) == 4 and not dataset.info["deimkit"]["runs"]["predictions"]["complete"]
+    assert len(dataset.exists("predictions")) == 4 and dataset.list_saved_views() == []
     put(found)
     dataset.reload()
     assert len(dataset) == len(dataset.exists("predictions")) == 5
-    assert dataset.info["deimkit"]["runs"]["predictions"]["complete"]
+    assert "predictions: worst images" in dataset.list_saved_views()
 
 
 @needs_fiftyone

@@ -63,7 +63,14 @@ def test_it_goes_to_a_file_and_leaves_images_out(findings: Findings, tmp_path: P
     assert list(findings.split.without(report.problems).ids) == ["a", "c"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"dataset": "x"}', '{"dataset": "", "summary": "", "problems": [{}]}'])
+def _report(**fields: object) -> str:
+    one = {"severity": "error", "kind": "k", "file": "f", "detail": "d", "image": 1} | fields
+    return json.dumps({"dataset": "", "summary": "", "problems": [one]})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"dataset": "x"}', _report(severity="bad"), _report(image=[1]), _report(more=1)]
+)
 def test_a_file_without_a_report_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "fixes.json"
     file.write_text(text)
@@ -90,4 +97,8 @@ def test_the_doctor_goes_through_it(tmp_path: Path) -> None:
     found = dk.doctor(data, fixes=file)
     assert found.ok and [p for p in found.problems if p.kind == "doubtful annotation"] == list(report.problems)
     mended = replace(data, val=split.take([1, 2]))
-    assert not [p for p in dk.doctor(mended, pixels=False, fixes=file).problems if p.kind == "doubtful annotation"]
+    rest = dk.doctor(mended, pixels=False, fixes=file).problems
+    assert not [p for p in rest if p.kind == "doubtful annotation"]
+    assert [
+        p.detail for p in rest if p.kind == "fixes of other images"
+    ] == ["1 of 1 entries are about images that are not in this dataset"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -80,6 +80,9 @@ class Report:
         try:
             said = json.loads(Path(path).read_text(encoding="utf-8"))
             problems = tuple(Problem(**p) for p in said["problems"])
+            for found in problems:
+                if found.severity not in SEVERITIES or not isinstance(found.image, int | str | None):
+                    raise ValueError(f"no problem: {found}")
             return Report(said["dataset"], said["summary"], problems)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} holds no report of the doctor ({error}); `Report.to_json` writes one.") from error
@@ -93,8 +96,8 @@ def doctor(source: str | Path | Dataset, pixels: bool = True, fixes: Report | st
 
     source: a dataset, or what `Dataset.open` takes; one that cannot be opened is a report with one error. pixels:
     also decode every image, in threads, which takes about a minute for ten thousand photographs on one core.
-    fixes: a list of what was found elsewhere, such as `fix_list`'s or a file of it; what is about an image that the
-    dataset does not have any more is left out. Raises `DataError` if that file holds no report.
+    fixes: a list of what was found elsewhere, such as `fix_list`'s or a file of it; what is about images that the
+    dataset does not have is counted and left out. Raises `DataError` if that file holds no report.
     """
     listed = fixes if isinstance(fixes, Report) else Report("", "", ()) if fixes is None else Report.read(fixes)
     try:
@@ -107,13 +110,23 @@ def doctor(source: str | Path | Dataset, pixels: bool = True, fixes: Report | st
         problems += [*_boxes(split), *_statistics(split)]
     if pixels:
         problems += _pixels(data)
-    there = {(split.name, id_) for split in data.splits for id_ in split.ids}
-    problems += [p for p in listed.problems if p.image is None or (p.split, p.image) in there]
+    problems += _known(listed.problems, data)
     images = sum(len(split) for split in data.splits)
     boxes = sum(len(split.labels) for split in data.splits)
     classes = _count(len(data.categories), "class", "classes")
     summary = f"{_count(images, 'image')}, {_count(boxes, 'box', 'boxes')}, {classes}."
     return Report(data.name, summary, tuple(sorted(problems, key=lambda p: (SEVERITIES.index(p.severity), p.kind))))
+
+
+def _known(listed: Sequence[Problem], data: Dataset) -> Iterator[Problem]:
+    """What is listed about images that the dataset has, by split, id and file, and how much is about others."""
+    pairs = ((split.name, zip(split.ids, split.paths, strict=True)) for split in data.splits)
+    there = {(name, id_, short(path)) for name, images in pairs for id_, path in images}
+    known = [p for p in listed if p.image is None or (p.split, p.image, p.file) in there]
+    yield from known
+    if len(known) < len(listed):
+        detail = f"{len(listed) - len(known)} of {len(listed)} entries are about images that are not in this dataset"
+        yield problem("fixes of other images", "", detail)
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -42,6 +42,7 @@ _KINDS = {
     "doubtful annotation": ("warning", "Look at it: correct the class or the box, or keep it if the detector is wrong"),
     "object without annotation": ("warning", "Look at it: annotate it, if it is one"),
     "marked for repair": ("warning", "Correct the annotation, and take the mark away"),
+    "fixes of other images": ("info", ""),
     "class": ("info", ""),
     "boxes per image": ("info", ""),
     "box sizes": ("info", ""),

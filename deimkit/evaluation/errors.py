@@ -33,6 +33,8 @@ from deimkit.training.run import plain
 
 Array = NDArray[Any]
 
+BACKGROUND_IOU = 0.1  # TIDE's: below it a detection has nothing to do with an annotation
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Errors:
@@ -204,7 +206,7 @@ def errors(
     split: Split,
     detections: Results | Sequence[Detections] | Sequence[dict[str, Any]],
     iou: float = 0.5,
-    background: float = 0.1,
+    background: float = BACKGROUND_IOU,
     max_dets: int = 100,
 ) -> Errors:
     """Judge `detections` against the annotations of `split`.

@@ -67,7 +67,7 @@ def detect(
         rank=ranks.rank,
         world=ranks.world,
     )
-    evaluator = Evaluator(split)
+    evaluator, dtype = Evaluator(split), next(detector.parameters()).dtype
     failure: DataError | None = None
     try:
         for shown, task in zip(loader.epoch(0), loader.plan(0), strict=True):
@@ -75,7 +75,7 @@ def detect(
                 continue
             shown = shown.to(device).finish()
             with predicting(detector):
-                found = select(detector(shown.images), shown.sizes, detector.categories)
+                found = select(detector(shown.images.to(dtype)), shown.sizes, detector.categories)
             for i, detections in zip(task.indices, found, strict=True):
                 evaluator.add(i, detections if classes is None else relabelled(detections, classes))
             if note is not None:

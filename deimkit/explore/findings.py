@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deimkit.data.split import Split
-from deimkit.errors import DataError
+from deimkit.errors import DataError, DeimkitError
 from deimkit.evaluation.coco import SIZES, Results
-from deimkit.evaluation.errors import Errors, errors
+from deimkit.evaluation.errors import BACKGROUND_IOU, Errors, errors
 from deimkit.evaluation.verdicts import VERDICTS
 from deimkit.explore.traces import Traces, trace
 from deimkit.models.detector import Detector
@@ -202,6 +202,8 @@ def find(
     """
     from deimkit.api import load
 
+    if not BACKGROUND_IOU <= iou <= 1:
+        raise DeimkitError(f"iou must be in [{BACKGROUND_IOU}, 1]; got {iou}.")
     run = as_run(what)
     detector = what if isinstance(what, Detector) else load(run or what).to(pick_device(device or "auto"))
     if device is not None:
@@ -238,5 +240,8 @@ def _same_rows(ours: Results, theirs: Results) -> bool:
 def _name(what: Any) -> str:
     """What to call whoever is asked: by the folder of its run or by its file."""
     if isinstance(what, Run):
-        return what.folder.name
-    return Path(what).stem if isinstance(what, (str, Path)) else "detector"
+        return what.folder.resolve().name
+    if not isinstance(what, (str, Path)):
+        return "detector"
+    place = Path(what).expanduser().resolve()
+    return place.name if place.is_dir() else place.stem

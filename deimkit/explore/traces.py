@@ -138,7 +138,8 @@ def trace(
     answers = unanswered(len(split.labels), len(layers))
     for images, shown in _batches(split, batch, size or model.size, workers, next(model.parameters()).device):
         assert shown.sizes is not None
-        said = {output.name: output for output in all_layers(model, shown.images)}
+        images_like_weights = shown.images.to(next(model.parameters()).dtype)
+        said = {output.name: output for output in all_layers(model, images_like_weights)}
         outputs, start = [said[name] for name in layers], said["proposals"].preds
         results, rows = said_of_detections(model, outputs, start, shown.sizes, classes, top, threshold)
         found.append(results._replace(image=np.array(images)[results.image]))

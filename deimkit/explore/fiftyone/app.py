@@ -87,14 +87,19 @@ class App:
 
         height: of the cell, in pixels. The cell that showed the App before keeps a picture of it.
         """
+        if shown is not None:
+            self.turn(shown)
+        if self.in_notebook:
+            with guarded("the App was shown"), quiet():
+                _patiently(lambda: self.session.show(height=height))
+
+    def turn(self, shown: Any) -> None:
+        """Let every open page show another dataset, view, or saved view (by name), where it is: from a click, say."""
         with guarded("the App was shown"), quiet():
             if isinstance(shown, str):
                 shown = self.session.dataset.load_saved_view(shown)
-            if shown is not None:
-                _demand_collection(connect(), shown)
-                _patiently(lambda: _turn(self.session, shown))
-            if self.in_notebook:
-                _patiently(lambda: self.session.show(height=height))
+            _demand_collection(connect(), shown)
+            _patiently(lambda: _turn(self.session, shown))
 
     def wait(self) -> None:
         """Keep a script alive until the last page that shows the App is closed."""

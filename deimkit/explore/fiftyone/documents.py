@@ -72,7 +72,8 @@ def documents(findings: Findings, field: str, first: int, kept: list[list[Docume
     """For some images, the values of all fields of theirs.
 
     first: the index of the first image. kept: for each of the images the annotations that the database has of it, which
-    are updated and keep what others wrote into them. Annotations that somebody added by hand stay as they are.
+    are brought to what the split says and keep what else was written into them, tags above all. Annotations that
+    somebody added by hand stay as they are.
     """
     last = first + len(kept)
     annotations, detections = findings.annotations, findings.detections
@@ -111,13 +112,13 @@ def _truth(findings: Findings, field: str, first: int, rows: slice, kept: list[l
     boxes = relative(split.boxes[rows], split.sizes[image])
     own = _rows(table, list(OF_ANNOTATION), rows)
     run = _rows(table, [name for name in ANNOTATION if name in table], rows)
-    known = [{_identity(label): label for label in labels if "annotation" in label} for labels in kept]
+    known = [[label for label in labels if "annotation" in label] for labels in kept]
     old = {f"{field}_{name}" for name in ANNOTATION}
     made = []
     names, ids = table["label"][rows].tolist(), [str(split.annotation_ids[k]) for k in range(rows.start, rows.stop)]
     for i, name, id_, box, of_all, of_run in zip(image.tolist(), names, ids, boxes, own, run, strict=True):
         label = {"label": name, "bounding_box": box, "annotation": id_}
-        before = known[i - first].pop(_identity(label), None) or _new_label(_instance())
+        before = _same(known[i - first], label) or _new_label(_instance())
         before = {key: value for key, value in before.items() if key not in old}
         label |= {OWN_NAMES.get(key, key): value for key, value in of_all.items()}
         made.append(before | label | {f"{field}_{key}": value for key, value in of_run.items()})
@@ -162,9 +163,19 @@ def _labels(labels: list[Document]) -> Document:
     return {"_cls": "Detections", "detections": labels}
 
 
-def _identity(label: Document) -> tuple[Any, ...]:
-    """What makes two annotations the same one."""
-    return label.get("annotation"), label["label"], *label["bounding_box"]
+def _same(kept: list[Document], label: Document) -> Document | None:
+    """Which of the kept annotations is that of the split, if one is; it is taken out of them.
+
+    It has the same id, and the same box or the same class: either may have been corrected, but where both differ an
+    annotation of that number has taken the place of another one.
+    """
+    mine = [other for other in kept if other["annotation"] == label["annotation"]]
+    marks = ("label", "bounding_box")
+    likest = max(mine, key=lambda other: sum(other[mark] == label[mark] for mark in marks), default=None)
+    if likest is None or all(likest[mark] != label[mark] for mark in marks):
+        return None
+    kept.remove(likest)
+    return likest
 
 
 def _grouped(values: list[Any], image: Array, first: int, last: int) -> list[list[Any]]:

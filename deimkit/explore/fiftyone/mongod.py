@@ -41,8 +41,8 @@ def setting(name: str) -> str | None:
 
 
 def without_password(address: str) -> str:
-    """The address of a database as it may be shown."""
-    return re.sub(r"//[^@/]*@", "//***@", address)
+    """The address of a database as it may be shown, also if a password in it was not escaped."""
+    return re.sub(r"//.*@", "//***@", address)
 
 
 def database_folder() -> Path:

@@ -136,7 +136,7 @@ def _server(address: str) -> Check:
     remedy = f"Start one: `{start}`; or `unset FIFTYONE_DATABASE_URI` to let FiftyOne start its own."
     try:
         from pymongo import MongoClient
-        from pymongo.errors import PyMongoError
+        from pymongo.errors import ConnectionFailure, PyMongoError
     except ImportError:
         return Check("server", True, f"FIFTYONE_DATABASE_URI is {shown} (not tried: no pymongo).")
     try:
@@ -144,7 +144,10 @@ def _server(address: str) -> Check:
         with client:
             number = str(client.server_info()["version"])
     except (PyMongoError, ValueError) as error:
-        reason = str(error).partition(" (configured timeouts")[0].partition(", Timeout:")[0]
+        told = (
+            str(error) if isinstance(error, ConnectionFailure) else "it is no address, or its password is not escaped"
+        )
+        reason = told.partition(" (configured timeouts")[0].partition(", Timeout:")[0]
         reason = reason.replace("No servers found yet", "something else listens there")
         return Check("server", False, f"No MongoDB answers at FIFTYONE_DATABASE_URI={shown}: {reason}.", remedy)
     if tuple(int(part) for part in number.split(".")[:2]) < OLDEST:

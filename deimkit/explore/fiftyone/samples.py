@@ -51,8 +51,8 @@ def to_fiftyone(
     """
     part = _part(dataset, split)
     _expect_images(part)
-    _expect_name(field)
     connect()
+    _expect_name(field)
     with guarded("the FiftyOne dataset was written"), quiet():
         place = name or _default_name(dataset)
         _expect_ours(place, part, field, overwrite)
@@ -60,7 +60,7 @@ def to_fiftyone(
         if findings.split.fingerprint() != part.fingerprint():
             raise DataError(f"Expected findings of {part!r}; got {findings!r}. Find them on this split.")
         ours = _opened(place, part, overwrite)
-        _note(ours, findings, field, complete=False)
+        _note(ours, findings, field)
         _declare(ours, schema(findings, field))
         for done in _written(ours, findings, field, _ids(ours, part)):
             if progress is not None:
@@ -68,7 +68,6 @@ def to_fiftyone(
         runs = list(ours.info[MARK]["runs"])
         save_views(ours, findings, field, others=[run for run in runs if run != field])
         dress(ours, runs)
-        _note(ours, findings, field, complete=True)
     return ours
 
 
@@ -99,10 +98,13 @@ def _expect_images(split: Split) -> None:
 
 def _expect_name(field: str) -> None:
     """Raise `DataError` unless predictions can have that name."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", field) or field == TRUTH:
+    from fiftyone.core.sample import get_default_sample_fields
+
+    taken = {TRUTH, "image_id", *get_default_sample_fields()}
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", field) or field in taken:
         raise DataError(
-            f"field must be a word of letters, digits and _ that begins with a letter, and not {TRUTH!r}; "
-            f"got {field!r}."
+            "field must be a word of letters, digits and _ that begins with a letter, and none of "
+            f"{', '.join(sorted(taken))}; got {field!r}."
         )
 
 
@@ -162,10 +164,10 @@ def _recount(dataset: Any) -> None:
         samples.database.command("validate", samples.name)
 
 
-def _note(dataset: Any, findings: Findings, field: str, complete: bool) -> None:
+def _note(dataset: Any, findings: Findings, field: str) -> None:
     """Write down in the dataset what is in a field."""
     runs = dataset.info[MARK]["runs"]
-    said = {"name": findings.name, "threshold": findings.least, "iou": findings.errors.iou, "complete": complete}
+    said = {"name": findings.name, "threshold": findings.least, "iou": findings.errors.iou}
     said |= {"before": findings.before.name if findings.before is not None else None}
     said |= {"splits": sorted({findings.split.name, *runs.get(field, {}).get("splits", [])})}
     runs[field] = said

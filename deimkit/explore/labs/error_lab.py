@@ -81,7 +81,7 @@ class ErrorLab(Lab):
 
     def controls(self) -> tuple[Control, ...]:
         """The threshold and the cell of the matrix, at first the most frequent mistake."""
-        least = round(min(self.findings.least, 1.0), 2)
+        least = min(self.findings.least, 1.0)
         row, column = _worst(self.findings.errors.confusion(least))
         names = tuple(self.names)
         return (

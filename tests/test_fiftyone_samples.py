@@ -24,7 +24,7 @@ from deimkit.explore.fiftyone.agreement import agreement
 from deimkit.explore.fiftyone.documents import relative
 from deimkit.explore.fiftyone.marks import marked
 from deimkit.explore.fiftyone.samples import to_fiftyone
-from deimkit.explore.fiftyone.saved_views import as_view
+from deimkit.explore.fiftyone.saved_views import as_view, view_of
 from deimkit.explore.findings import Findings
 from deimkit.explore.views import changed, views_of
 from tests import findings_scene, micro
@@ -240,6 +240,13 @@ def test_what_was_corrected_in_the_app_keeps_its_tags(fo: Any, found: Findings) 
     truth = put(found).first().ground_truth.detections
     assert [(t.label, t.tags) for t in truth] == [("猫", ["fix"]), ("dog", ["moved"])]
     assert truth[1].bounding_box != [0, 0, 0.5, 0.5] and [t.id for t in truth] == [first.id, second.id]
+
+
+@needs_fiftyone
+def test_images_of_a_split_are_shown_in_their_order(fo: Any, found: Findings) -> None:
+    dataset = put(found)
+    assert view_of(dataset, found.split, [3, 0]).values("image_id") == ["d", "a"]
+    assert len(view_of(dataset, found.split, [])) == 0
 
 
 @needs_fiftyone

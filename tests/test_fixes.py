@@ -99,6 +99,6 @@ def test_the_doctor_goes_through_it(tmp_path: Path) -> None:
     mended = replace(data, val=split.take([1, 2]))
     rest = dk.doctor(mended, pixels=False, fixes=file).problems
     assert not [p for p in rest if p.kind == "doubtful annotation"]
-    assert [
-        p.detail for p in rest if p.kind == "fixes of other images"
-    ] == ["1 of 1 entries are about images that are not in this dataset"]
+    assert [p.detail for p in rest if p.kind == "fixes of other images"] == [
+        "1 of 1 entries are about images that are not in this dataset"
+    ]

@@ -11,5 +11,6 @@ from deimkit.explore.fiftyone.database import connect
 from deimkit.explore.fiftyone.marks import marked
 from deimkit.explore.fiftyone.readiness import ready
 from deimkit.explore.fiftyone.samples import to_fiftyone
+from deimkit.explore.fiftyone.saved_views import view_of
 
-__all__ = ["agreement", "connect", "launch", "marked", "ready", "to_fiftyone"]
+__all__ = ["agreement", "connect", "launch", "marked", "ready", "to_fiftyone", "view_of"]

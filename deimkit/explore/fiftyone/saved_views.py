@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import and_, or_
 from typing import Any
 
+from deimkit.data.split import Split
 from deimkit.explore.fiftyone.documents import ANNOTATION, OWN_NAMES, TRUTH, names_of, start_of
 from deimkit.explore.findings import Findings
 from deimkit.explore.plots import PALETTE
@@ -47,6 +48,14 @@ def _alone(shown: Any, *fields: str) -> Any:
     """The same without the fields of other runs."""
     kept = set().union(*(names_of(field) for field in fields)) & set(shown.get_field_schema())
     return shown.select_fields(["image_id", TRUTH, *sorted(kept)])
+
+
+def view_of(dataset: Any, split: Split, images: Iterable[int]) -> Any:
+    """The FiftyOne view of some images of a split, by their indices and in that order: those of a lab's cell, say."""
+    shown = dataset.match_tags(split.name)
+    samples = dict(zip(*shown.values(["image_id", "id"]), strict=True))
+    chosen = [str(split.ids[i]) for i in images]
+    return dataset.select([samples[id_] for id_ in chosen if id_ in samples], ordered=True)
 
 
 def _of_images(dataset: Any, view: View, field: str) -> Any:

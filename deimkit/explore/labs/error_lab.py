@@ -85,7 +85,7 @@ class ErrorLab(Lab):
         row, column = _worst(self.findings.errors.confusion(least))
         names = tuple(self.names)
         return (
-            Slider("threshold", 0.0, 1.0, 0.01, least, "score from which on detections count"),
+            Slider("threshold", 0.0, 1.0, 0.01, least, "least score"),
             Choice("annotated", names, names[row], "annotated"),
             Choice("predicted", names, names[column], "predicted"),
         )
@@ -120,7 +120,8 @@ class ErrorLab(Lab):
         elif column == nothing:
             what = f"{count} of {annotated} {found.names[row]} that nobody found"
         else:
-            what = f"{count} of {annotated} {found.names[row]} taken for {found.names[column]}"
+            taken = "found as what they are" if row == column else f"taken for {found.names[column]}"
+            what = f"{count} of {annotated} {found.names[row]} {taken}"
         first = f", most in {self.findings.split.paths[int(found.images[0])].name}" if len(found.images) else ""
         images = f"{len(found.images)} {_count(len(found.images), 'image')}"
         (recall, precision), name = found.curves[1].point, found.curves[1].name

@@ -52,8 +52,8 @@ class Chart(AnyWidget):
         """Let the page show a figure; again, even if it is the same, for a hand may have moved its shapes."""
         movable = any(shape.editable for shape in drawn.layout.shapes)
         config = {"displaylogo": False, "responsive": True, "edits": {"shapePosition": movable}}
-        told = json.loads(drawn.to_json(validate=False))
-        figure = json.dumps({"data": told["data"], "layout": told["layout"], "config": config})
+        told = drawn.to_json(validate=False)  # an object of data and layout, which may be large: it is told as it is
+        figure = f'{{"config": {json.dumps(config)}, {told[1:]}'
         same = figure == self.figure
         self.words, self.figure = words, figure
         if same:

@@ -213,10 +213,12 @@ def _strip(sheet: Sheet, found: Refined, weighted: bool) -> None:
     high, low = 1.4 * max(shown.max(), 1e-9), 1.2 * shown.min()  # what FGL wants may stand out
     panel = strip(sheet, title, (0, 1), up, bins, words, {"title": y, "range": [low, high]})
     grey, own = {"color": "#c4c8cc"}, {"showlegend": not weighted}
-    panel.add("bar", x=places(bins), y=joined(target), name="FGL's two bins", width=0.9, marker=grey, **own)
+    wanted = joined(target)
+    some = np.flatnonzero(np.nan_to_num(wanted))  # of so many bars a browser would take its time
+    panel.add("bar", x=places(bins)[some], y=wanted[some], name="FGL's two bins", width=0.9, marker=grey, **own)
     for name, rows, tint, dash in zip(STRIPS, shown, (FIRST, NOW, LAST), ("dot", "solid", "dash"), strict=True):
-        look: dict[str, Any] = {"mode": "lines+markers", "line": {"color": tint, "dash": dash, "width": 2}}
-        look |= {"marker": {"size": 5 if name == "chosen layer" else 3}, **own}
+        mode = "lines+markers" if name == "chosen layer" else "lines"
+        look: dict[str, Any] = {"mode": mode, "line": {"color": tint, "dash": dash, "width": 2}, **own}
         panel.add("scatter", x=places(bins), y=joined(rows), name=name, **look)
     ring = {"size": 13, "symbol": "circle-open", "color": INK, "line": {"width": 2}}
     at = {"x": [place(found.edge, found.bin, bins)], "y": [values[found.layer, found.edge, found.bin]]}

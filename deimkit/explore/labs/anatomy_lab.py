@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,8 @@ from deimkit.explore.labs.anatomy_panels import panels
 from deimkit.explore.labs.crops import address
 from deimkit.explore.labs.edges import Floats
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
+from deimkit.explore.labs.sheet import Drawing
 from deimkit.models.detector import Detector
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Ints = NDArray[np.int64]
 ALL = "all"
@@ -138,7 +136,7 @@ class AnatomyLab(Lab):
             size=self.size,
         )
 
-    def draw(self, found: Looked) -> Figure:
+    def draw(self, found: Looked) -> Drawing:
         return panels(found)
 
     def words(self, found: Looked) -> str:

@@ -8,12 +8,10 @@ import numpy as np
 
 from deimkit.explore.curves import INK, LINES
 from deimkit.explore.labs.crops import crop, outline
-from deimkit.explore.labs.sheet import Panel, Sheet
+from deimkit.explore.labs.sheet import Drawing, Panel, Sheet
 from deimkit.explore.plots import PALETTE, PAPER
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from deimkit.explore.labs.anatomy_lab import Looked
 
 TINTS = (PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3], PALETTE[4])  # of the levels, fine to coarse
@@ -25,7 +23,7 @@ QUIET: dict[str, Any] = {"showlegend": False, "hoverinfo": "skip"}  # a click go
 GREYS = ("#d9dde1", "#b9bfc6")
 
 
-def panels(found: Looked) -> Figure:
+def panels(found: Looked) -> Drawing:
     """The figure of what the lab found: always the same traces in the same order."""
     sheet = Sheet()
     _whole(sheet, found)
@@ -33,7 +31,7 @@ def panels(found: Looked) -> Figure:
     _shares(sheet, found)
     _weights(sheet, found)
     legend = {"orientation": "h", "x": 0, "y": 1.06, "yanchor": "bottom", "itemsizing": "constant"}
-    return sheet.figure(820, legend=legend, barmode="group", bargap=0.25)
+    return sheet.drawing(820, legend=legend, barmode="group", bargap=0.25)
 
 
 def _whole(sheet: Sheet, found: Looked) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,8 @@ from deimkit.errors import DataError
 from deimkit.explore.labs.dense import SIZE, boxes_per_picture, expected_targets
 from deimkit.explore.labs.dense_panels import panels
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
+from deimkit.explore.labs.sheet import Drawing
 from deimkit.structures import Batch, Targets
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Array = NDArray[Any]
 MEMORY = 1 << 28  # bytes of decoded pictures to keep
@@ -190,7 +188,7 @@ class DenseLab(Lab):
             f"On average these odds put {found.expected:.1f} boxes into an image, {times:.2f} times what a picture has."
         )
 
-    def draw(self, found: Mixed) -> Figure:
+    def draw(self, found: Mixed) -> Drawing:
         """The source pictures, the image, how many boxes of each arrived, and what the odds bring on average."""
         return panels(found)
 

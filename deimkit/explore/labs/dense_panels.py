@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from deimkit.explore.curves import INK
 from deimkit.explore.labs.crops import SHOWN, address, outlines
 from deimkit.explore.labs.dense import expected_targets
-from deimkit.explore.labs.sheet import Panel, Sheet
+from deimkit.explore.labs.sheet import Drawing, Panel, Sheet
 from deimkit.explore.plots import PALETTE, PAPER
 from deimkit.explore.style import FAINT
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from deimkit.explore.labs.dense_lab import Mixed, Origin
 
 Array = NDArray[Any]
@@ -31,7 +29,7 @@ HEIGHT = 620  # pixels; 1080 x 540 are left for the panels
 HIDDEN = {"visible": False, "showgrid": False}
 
 
-def panels(found: Mixed) -> Figure:
+def panels(found: Mixed) -> Drawing:
     """The figure of what the lab found: always the same traces in the same order."""
     sheet = Sheet()
     blend = "" if found.weight is None else f": {found.weight:.0%} itself, {1 - found.weight:.0%} its neighbour"
@@ -64,7 +62,7 @@ def panels(found: Mixed) -> Figure:
     _draw_image(image, found)
     _draw_counts(counts, found)
     _draw_law(law, found)
-    return sheet.figure(
+    return sheet.drawing(
         HEIGHT, width=1100, showlegend=False, barmode="overlay", margin={"l": 10, "r": 10, "t": 34, "b": 46}
     )
 

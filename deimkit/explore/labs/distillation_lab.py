@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +14,12 @@ from deimkit.errors import DeimkitError
 from deimkit.explore.curves import INK, LINES
 from deimkit.explore.labs.edges import EDGES, Floats, edged
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
-from deimkit.explore.labs.sheet import Sheet, powers
+from deimkit.explore.labs.sheet import Drawing, Sheet, powers
 from deimkit.explore.labs.strips import TINTS, edge_and_bin, joined, place, places, strip
 from deimkit.losses import DDF, Pairs
 from deimkit.matching import Hungarian, Matcher
 from deimkit.models.detector import Detector
 from deimkit.structures import Batch
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 STUDENT, TEACHER, MATCHED, OTHER = LINES[0], LINES[2], LINES[1], "#8a8a8a"
 WHO = ("teacher (last layer)", "student")
@@ -123,14 +120,14 @@ class DistillationLab(Lab):
             slope=np.array([slope(student[k], taught, T) for T in TEMPERATURES]),
         )
 
-    def draw(self, found: Distilled) -> Figure:
+    def draw(self, found: Distilled) -> Drawing:
         """Draw the distributions, and under them their KL, the weights, and what T does to gradients."""
         sheet = Sheet()
         _distributions(sheet, found)
         _map(sheet, found)
         _weights(sheet, found)
         _slopes(sheet, found)
-        return sheet.figure(740, legend={"orientation": "h", "x": 0, "y": 1.06, "yanchor": "bottom"})
+        return sheet.drawing(740, legend={"orientation": "h", "x": 0, "y": 1.06, "yanchor": "bottom"})
 
     def words(self, found: Distilled) -> str:
         """Say who the query is, and what it adds to the loss."""

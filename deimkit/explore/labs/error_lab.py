@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,7 @@ from deimkit.evaluation.precision import precision_recall
 from deimkit.explore.findings import Findings
 from deimkit.explore.labs.error_panels import CURVE, MATRIX, panels
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from deimkit.explore.labs.sheet import Drawing
 
 Array = NDArray[Any]
 NOTHING = "nothing"  # what a false alarm was annotated as, and a missed object predicted as
@@ -130,7 +128,7 @@ class ErrorLab(Lab):
             f"At that threshold {name}: precision {precision:.2f}, recall {recall:.2f}."
         )
 
-    def draw(self, found: Confused) -> Figure:
+    def draw(self, found: Confused) -> Drawing:
         """The confusion matrix, and beside it precision over recall."""
         return panels(found)
 

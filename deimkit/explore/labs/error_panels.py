@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deimkit.explore.curves import INK, LINES
-from deimkit.explore.labs.sheet import Panel, Sheet
+from deimkit.explore.labs.sheet import Drawing, Panel, Sheet
 from deimkit.explore.style import FAINT
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from deimkit.explore.labs.error_lab import Confused
 
 MATRIX, CURVE = "matrix", "curve "  # names of traces; a curve's goes on with its number
@@ -20,7 +18,7 @@ WRITTEN = 12  # classes up to which the counts are written into the matrix
 NAMED = 30  # names that fit along an axis
 
 
-def panels(found: Confused) -> Figure:
+def panels(found: Confused) -> Drawing:
     """The figure of what the lab found."""
     sheet = Sheet()
     size = len(found.names)
@@ -32,7 +30,7 @@ def panels(found: Confused) -> Figure:
     axes = ({"title": "recall", "range": [0, 1.02]}, {"title": "precision", "range": [0, 1.05]})
     _curves(sheet.panel("precision and recall", (0.62, 1.0), (0.0, 1.0), *axes), found)
     legend = {"x": 0.62, "y": 0.02, "xanchor": "left", "yanchor": "bottom"}
-    return sheet.figure(460, showlegend=True, legend=legend, margin={"l": 90, "r": 20, "t": 50, "b": 80})
+    return sheet.drawing(460, showlegend=True, legend=legend, margin={"l": 90, "r": 20, "t": 50, "b": 80})
 
 
 def _matrix(panel: Panel, found: Confused) -> None:

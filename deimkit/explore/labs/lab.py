@@ -1,7 +1,7 @@
 """A lab: controls beside a figure that follows them, and a picture of it that stays where nothing is live.
 
 A lab computes and draws apart: `compute` turns the values of the controls into numbers, which can be tested and asked
-for (`lab.found`), and `draw` turns those numbers into a plotly figure.
+for (`lab.found`), and `draw` turns those numbers into what plotly draws.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from deimkit.errors import DeimkitError
 from deimkit.explore.frame import STYLE, VIEW, framed
+from deimkit.explore.labs.sheet import Drawing
 from deimkit.explore.still import png
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ class Lab(ABC):
         """What follows from the values of the controls: plain numbers, and nothing of how they look."""
 
     @abstractmethod
-    def draw(self, found: Any) -> Figure:
-        """The figure for what `compute` found: always the same traces, by type and order."""
+    def draw(self, found: Any) -> Drawing:
+        """The figure for what `compute` found, in plain values: always the same traces, by type and order."""
 
     @abstractmethod
     def words(self, found: Any) -> str:
@@ -142,7 +143,9 @@ class Lab(ABC):
 
     def figure(self) -> Figure:
         """The figure as it is now, to be kept or changed freely."""
-        return self.draw(self.found)
+        from plotly.graph_objects import Figure
+
+        return Figure(self.draw(self.found))
 
     # ------------------------------------------------------------------ in a notebook
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
 from html import escape
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
+import numpy as np
 import traitlets
 from anywidget import AnyWidget
 from plotly.offline import get_plotlyjs
@@ -18,9 +20,10 @@ from plotly.offline import get_plotlyjs
 from deimkit.errors import DeimkitError
 from deimkit.explore.frame import STYLE
 from deimkit.explore.labs.lab import Choice, Control, Lab
+from deimkit.explore.labs.sheet import Drawing
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    pass
 
 
 class Chart(AnyWidget):
@@ -48,12 +51,11 @@ class Chart(AnyWidget):
         """Send the library to the pages that show this chart."""
         self.send({"answer": "plotly"}, [get_plotlyjs().encode()])
 
-    def show(self, drawn: Figure, words: str) -> None:
+    def show(self, drawing: Drawing, words: str) -> None:
         """Let the page show a figure; again, even if it is the same, for a hand may have moved its shapes."""
-        movable = any(shape.editable for shape in drawn.layout.shapes)
+        movable = any(shape.get("editable") for shape in drawing["layout"].get("shapes", ()))
         config = {"displaylogo": False, "responsive": True, "edits": {"shapePosition": movable}}
-        told = drawn.to_json(validate=False)  # an object of data and layout, which may be large: it is told as it is
-        figure = f'{{"config": {json.dumps(config)}, {told[1:]}'
+        figure = json.dumps(drawing | {"config": config}, default=_typed, allow_nan=False)
         same = figure == self.figure
         self.words, self.figure = words, figure
         if same:
@@ -102,7 +104,7 @@ class Live:
 
     def _show(self) -> None:
         words = self.lab.words(self.lab.found)
-        self.chart.show(self.lab.figure(), words)
+        self.chart.show(self.lab.draw(self.lab.found), words)
         self._say(words)
 
     def _say(self, words: str) -> None:
@@ -127,6 +129,14 @@ class Live:
                 self.lab.set(**values)
         except DeimkitError as error:  # a reader's last good figure stays
             self._say(str(error))
+
+
+def _typed(values: Any) -> Any:
+    """Numpy's numbers as plotly.js reads them: fractions as their bytes, which is quicker than to spell them out."""
+    if values.dtype.kind != "f" or values.ndim == 0:
+        return values.tolist()
+    told = {"dtype": "f8", "bdata": b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()}
+    return told | ({"shape": ", ".join(map(str, values.shape))} if values.ndim > 1 else {})
 
 
 def _widget(control: Control, value: Any) -> Any:

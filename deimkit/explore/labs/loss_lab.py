@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +21,8 @@ from deimkit.explore.labs.loss_curves import (
     tuned,
 )
 from deimkit.explore.labs.loss_panels import panels
+from deimkit.explore.labs.sheet import Drawing
 from deimkit.losses import MAL, ClassLoss, Pairs
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 TUNED = "the chosen one, as set"  # its line has the numbers of the sliders
 SAYS = {
@@ -145,7 +143,7 @@ class LossLab(Lab):
         share = {name: share_below(ious, values, Q) for name, values in costs.items()}
         return share, share_below(ious, torch.ones_like(ious), Q)
 
-    def draw(self, found: Found) -> Figure:
+    def draw(self, found: Found) -> Drawing:
         """Six panels: cost and slope against the score, target against the IoU, two maps, and who pays."""
         return panels(found)
 

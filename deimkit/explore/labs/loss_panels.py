@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from deimkit.explore.curves import INK, LINES
 from deimkit.explore.labs.loss_curves import PUBLISHED, P, Q
+from deimkit.explore.labs.sheet import Drawing
 from deimkit.explore.style import FAINT, LOOK
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
     from torch import Tensor
 
     from deimkit.explore.labs.loss_lab import Found
@@ -25,10 +25,8 @@ TOP, STEEP = 4.8, 1.4  # the ends of the axes: BCE at a score of 0.01, and a lit
 SCORE, IOU, NUMBER = "score p", "IoU q of the match", "number of pairs"
 
 
-def panels(found: Found) -> Figure:
+def panels(found: Found) -> Drawing:
     """The figure of what the lab found: always the same traces in the same order."""
-    from plotly.graph_objects import Figure
-
     p, q = found.score, found.iou
     counted = {"line": {"color": FAINT, "dash": "dot", "width": 2}, "name": NUMBER, "showlegend": True}
     traces = [*_lines(1, P, found.cost, found.loss, named=True), _points(1, [p], [found.star[0]], "star", STAR)]
@@ -39,7 +37,7 @@ def panels(found: Found) -> Figure:
         traces.append(_points(panel, found.scores.numpy(), found.ious.numpy(), "pairs", DOT))
         traces.append(_points(panel, [p], [q], "star", STAR))
     traces += [*_lines(6, Q, found.share, found.loss), _line(6, Q, found.counted) | counted]
-    return Figure(data=traces, layout=_layout(found))
+    return {"data": traces, "layout": _layout(found)}
 
 
 def _on(panel: int) -> Trace:

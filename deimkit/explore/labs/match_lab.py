@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +15,10 @@ from deimkit.data.split import Split
 from deimkit.explore.labs import match_panels
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
 from deimkit.explore.labs.match_scene import Floats, Scene, alone, in_mosaic
-from deimkit.explore.labs.sheet import Sheet
+from deimkit.explore.labs.sheet import Drawing, Sheet
 from deimkit.matching import Hungarian, PositionModulated, SimOTA
 from deimkit.models.detector import Detector
 from deimkit.structures import Match, Output
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 DENSE = "Dense O2O"
 RULES = ("Hungarian", "SimOTA", "position-modulated", DENSE)
@@ -144,14 +141,14 @@ class MatchLab(Lab):
             positives={name: len(pairs) for name, pairs in found.items()},
         )
 
-    def draw(self, found: Matched) -> Figure:
+    def draw(self, found: Matched) -> Drawing:
         """The picture with its pairs, the cost matrix, and how many positives each rule gives."""
         sheet = Sheet()
         match_panels.picture(sheet, found)
         match_panels.matrix(sheet, found)
         match_panels.counts(sheet, found)
         own = {"legend": match_panels.LEGEND, "shapes": [match_panels.movable(found)], "bargap": 0.35}
-        return sheet.figure(660, margin={"l": 20, "r": 20, "t": 50, "b": 80}, **own)
+        return sheet.drawing(660, margin={"l": 20, "r": 20, "t": 50, "b": 80}, **own)
 
     def words(self, found: Matched) -> str:
         """How many answer, whom the movable box answers for, and what its move changed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex
@@ -12,12 +12,9 @@ from deimkit.explore.curves import FAINT, INK, LINES
 from deimkit.explore.labs.crops import address, crop, outline
 from deimkit.explore.labs.edges import EDGES, Floats, look
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
-from deimkit.explore.labs.sheet import Sheet
+from deimkit.explore.labs.sheet import Drawing, Sheet
 from deimkit.explore.labs.strips import MARKS, TINTS, edge_and_bin, joined, place, places, strip
 from deimkit.models.detector import Detector
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 FIRST, LAST, NOW = LINES[1], LINES[2], LINES[0]  # red, green, and blue for the layer that was chosen
 STEPS = LinearSegmentedColormap.from_list("steps", [FIRST, "#E69F00", LAST])  # from the first box to the last
@@ -111,7 +108,7 @@ class RefinementLab(Lab):
             offsets=edges.offsets[i],
         )
 
-    def draw(self, found: Refined) -> Figure:
+    def draw(self, found: Refined) -> Drawing:
         """Draw the picture, the entropies, W(n), and the distributions without and with it."""
         sheet = Sheet()
         self._picture(sheet, found)
@@ -119,7 +116,7 @@ class RefinementLab(Lab):
         _weights(sheet, found)
         _strip(sheet, found, weighted=False)
         _strip(sheet, found, weighted=True)
-        return sheet.figure(860, legend={"orientation": "h", "x": 0, "y": 1.05, "yanchor": "bottom"})
+        return sheet.drawing(860, legend={"orientation": "h", "x": 0, "y": 1.05, "yanchor": "bottom"})
 
     def words(self, found: Refined) -> str:
         """Say what the chosen bin contributes, and how sure the layers are of the edge."""

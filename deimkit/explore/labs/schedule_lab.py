@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from deimkit.errors import RecipeError
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
 from deimkit.explore.labs.schedule_panels import panels
+from deimkit.explore.labs.sheet import Drawing
 from deimkit.training.timeline import FlatCosine, Timeline, momentum
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from deimkit.recipes.recipe import Recipe
 
 Array = NDArray[np.float64]
@@ -139,7 +138,7 @@ class ScheduleLab(Lab):
             ends[name] = min(max(round(place * own / total), 0), self.longest) if moved else self.values[name]
         return ends
 
-    def draw(self, found: Schedule) -> Figure:
+    def draw(self, found: Schedule) -> Drawing:
         """The learning rate over the stages; what the images go through; and the average of the weights."""
         return panels(found, self.recipe.optim.lr, self.recipe.augment)
 

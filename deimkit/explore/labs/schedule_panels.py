@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deimkit.data.augment import STAGES as DOES
 from deimkit.data.augment import Augment
 from deimkit.explore.curves import INK, STAGES, TRACKS
-from deimkit.explore.labs.sheet import Panel, Sheet
+from deimkit.explore.labs.sheet import Drawing, Panel, Sheet
 from deimkit.explore.plots import PALETTE
 from deimkit.explore.style import FAINT
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from deimkit.explore.labs.schedule_lab import Schedule
 
 Spans = list[tuple[int, int]]
 WRONG = PALETTE[5]
 
 
-def panels(found: Schedule, rate: float, augment: Augment) -> Figure:
+def panels(found: Schedule, rate: float, augment: Augment) -> Drawing:
     """The figure of what the lab found: always the same traces in the same order. rate: the recipe's learning rate."""
     sheet, rows, top = Sheet(), _rows(found, augment), 1.15 * rate
     across = {"range": [0, max(found.clock.total, *found.asked.values())], "showgrid": False}
@@ -53,7 +51,7 @@ def panels(found: Schedule, rate: float, augment: Augment) -> Figure:
     blue = {"color": PALETTE[6], "width": 2.5}
     average.add("scatter", mode="lines", x=found.epochs, y=found.news, line=blue, name="new in the average")
     margin = {"l": 150, "r": 20, "t": 40, "b": 46}
-    return sheet.figure(660, width=1100, showlegend=False, margin=margin, shapes=_ends(found, top))
+    return sheet.drawing(660, width=1100, showlegend=False, margin=margin, shapes=_ends(found, top))
 
 
 class _Row(NamedTuple):

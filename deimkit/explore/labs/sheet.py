@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Ends = tuple[float, float]
+Drawing = dict[str, Any]  # "data" and "layout", of which plotly makes a Figure
 MARGIN = {"l": 60, "r": 20, "t": 70, "b": 50}  # pixels
 
 
@@ -58,13 +59,17 @@ class Sheet:
         found: dict[str, Any] = self.layout[f"{name[0]}axis{name[1:]}"]
         return found
 
-    def figure(self, height: int, **layout: Any) -> Figure:
+    def drawing(self, height: int, **layout: Any) -> Drawing:
         """All of it, in the look of this package; `height` in pixels, and as wide as the page."""
-        from plotly.graph_objects import Figure
-
         # labs are clicked and moved by controls: a drag that zooms would only be in the way
         own = {"template": LOOK, "autosize": True, "height": height, "dragmode": False, "margin": MARGIN}
-        return Figure({"data": self.traces, "layout": self.layout | own | layout})
+        return {"data": self.traces, "layout": self.layout | own | layout}
+
+    def figure(self, height: int, **layout: Any) -> Figure:
+        """The drawing as a Figure of plotly's, which checks all of it."""
+        from plotly.graph_objects import Figure
+
+        return Figure(self.drawing(height, **layout))
 
 
 def powers(low: float, high: float, step: int = 1) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,7 @@ from deimkit.errors import DeimkitError
 from deimkit.explore.curves import INK, LINES
 from deimkit.explore.labs.edges import shares
 from deimkit.explore.labs.lab import Control, Lab, Slider
-from deimkit.explore.labs.sheet import Sheet, powers
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from deimkit.explore.labs.sheet import Drawing, Sheet, powers
 
 Floats = NDArray[np.float64]
 BLUE, RED, GREEN, PINK = LINES[:4]
@@ -94,13 +91,13 @@ class WeightingLab(Lab):
             errors=errors,
         )
 
-    def draw(self, found: Weighting) -> Figure:
+    def draw(self, found: Weighting) -> Drawing:
         """Draw the bins twice, and under them the errors."""
         sheet = Sheet()
         _bins(sheet, found)
         _rugs(sheet, found)
         _errors(sheet, found)
-        return sheet.figure(
+        return sheet.drawing(
             700,
             legend={"orientation": "h", "x": 0, "y": 1.07, "yanchor": "bottom"},
             margin={"l": 60, "r": 20, "t": 90, "b": 50},

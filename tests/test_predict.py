@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deimkit.data.split import CategoryMap
 from deimkit.errors import DataError, DeimkitError, NonFiniteError
+from deimkit.models.detector import Detector
 from deimkit.models.postprocess import best, select
 from deimkit.models.predict import predict, prepare
 from deimkit.structures import Detections, Predictions
@@ -41,6 +42,8 @@ class Stub(nn.Module):
         logits[:, 0, 1], logits[:, 1, 0] = light, -4.0
         boxes = torch.tensor([[0.5, 0.5, 0.5, 1.0], [0.25, 0.5, 0.5, 0.5]]).to(images)
         return Predictions(logits, boxes.expand(len(images), 2, 4))
+
+    detect = Detector.detect
 
 
 def gray(level: float, height: int = 20, width: int = 30) -> np.ndarray:
@@ -241,16 +244,12 @@ def test_images_come_in_the_precision_of_the_weights() -> None:
 
 def test_a_detector_need_not_be_a_module() -> None:
     class Engine:
-        """As an exported model would be: callable, with categories."""
+        """As an exported model is: it finds what there is in bytes."""
 
-        categories = PETS
-
-        def eval(self) -> Engine:
-            return self
-
-        def __call__(self, images: Tensor) -> Predictions:
-            assert images.shape[2:] == (640, 640)
-            return Predictions(torch.zeros(len(images), 1, 2), torch.full((len(images), 1, 4), 0.5))
+        def detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
+            assert images.shape == (1, 3, 640, 640) and images.dtype == torch.uint8 and sizes.tolist() == [[20, 30]]
+            preds = Predictions(torch.zeros(1, 1, 2), torch.full((1, 1, 4), 0.5))
+            return select(preds, sizes, PETS)
 
     assert predict(Engine(), gray(0.8)).names == ["dog", "cat"]
 

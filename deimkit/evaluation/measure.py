@@ -13,8 +13,6 @@ from deimkit.data.loader import Loader
 from deimkit.errors import DataError
 from deimkit.evaluation.coco import Evaluator, Results, curves
 from deimkit.models.detector import Detector
-from deimkit.models.postprocess import select
-from deimkit.models.predict import predicting
 from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Detections
 
@@ -55,7 +53,7 @@ def detect(
     Every module of the detector is left in the mode it was in. ranks: which processes share the work; each of them gets
     the detections of the whole, and `DataError` if one of them raises it.
     """
-    device = torch.device(device) if device is not None else next(detector.parameters()).device
+    device = torch.device(device) if device is not None else detector.device
     classes = common_classes(detector.categories, split.categories)
     loader = Loader(
         split,
@@ -67,15 +65,14 @@ def detect(
         rank=ranks.rank,
         world=ranks.world,
     )
-    evaluator, dtype = Evaluator(split), next(detector.parameters()).dtype
+    evaluator = Evaluator(split)
     failure: DataError | None = None
     try:
         for shown, task in zip(loader.epoch(0), loader.plan(0), strict=True):
             if not task.indices:
                 continue
             shown = shown.to(device).finish()
-            with predicting(detector):
-                found = select(detector(shown.images.to(dtype)), shown.sizes, detector.categories)
+            found = detector.detect(shown.images, shown.sizes)
             for i, detections in zip(task.indices, found, strict=True):
                 evaluator.add(i, detections if classes is None else relabelled(detections, classes))
             if note is not None:

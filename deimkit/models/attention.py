@@ -148,8 +148,9 @@ class DeformableAttention(nn.Module):
 
         The weights of a head add up to one over the points of all levels together.
         """
-        offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, -1, 2))  # (B, Q, H, P, 2)
-        weights = full(self.attention_weights(query)).unflatten(-1, (self.heads, -1)).softmax(-1)  # (B, Q, H, P)
+        b, q, heads, points = *query.shape[:2], self.heads, sum(self.points)
+        offsets = self.sampling_offsets(query).reshape(b, q, heads, points, 2)
+        weights = full(self.attention_weights(query)).reshape(b, q, heads, points).softmax(-1)
         boxes = boxes[:, :, None, None]  # (B, Q, 1, 1, 4)
         return boxes[..., :2] + full(offsets) * self.share * boxes[..., 2:] * 0.5, weights
 
@@ -177,4 +178,4 @@ class ProjectedAttention(DeformableAttention):
         """This layer's own projection of the tokens, per level (B * H, D / H, h, w)."""
         tokens = self.value_proj(memory.tokens).transpose(1, 2)  # (B, D, L)
         levels = zip(tokens.split([h * w for h, w in memory.shapes], 2), memory.shapes, strict=True)
-        return split_heads([level.unflatten(2, shape) for level, shape in levels], self.heads)
+        return split_heads([level.reshape(-1, level.shape[1], *shape) for level, shape in levels], self.heads)

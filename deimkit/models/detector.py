@@ -18,6 +18,8 @@ from deimkit.models.groups import Denoise, QueryGroup, blocked
 from deimkit.models.hgnetv2 import HGNetV2
 from deimkit.models.layers import fuse
 from deimkit.models.norms import share_norms
+from deimkit.models.postprocess import select
+from deimkit.models.predict import predict, predicting
 from deimkit.models.queries import TopK
 from deimkit.models.refine import FDR, LookForwardTwice
 from deimkit.models.resnet import ResNetVD
@@ -106,12 +108,26 @@ class Detector(nn.Module):
         targets.check(images, len(self.categories))
         return [group(targets, images) for group in self.groups]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
+        """The objects in images (B, 3, H, W), bytes or floats in [0, 1]; see `deimkit.models.postprocess.select`.
+
+        sizes: (B, 2) height and width of the original images in pixels. Every module is left in the mode it was in.
+        """
+        weight = next(self.parameters())
+        shown = images.to(weight.device).to(weight.dtype)
+        with predicting(self):
+            preds = self(shown if images.is_floating_point() else shown.div_(255))
+        return select(preds, sizes, self.categories)
+
     def predict(
         self, source: Any, threshold: float = 0.5, batch: int = 8, size: int | tuple[int, int] | None = None
     ) -> Detections | list[Detections] | Iterator[Detections]:
         """The objects in a picture, in many, or in every frame of a video: see `deimkit.models.predict.predict`."""
-        from deimkit.models.predict import predict
-
         return predict(self, source, threshold=threshold, batch=batch, size=size)
 
     def deploy(self, fold_all: bool = False) -> Detector:

@@ -129,7 +129,7 @@ class AIFI(nn.Module):
         query = tokens + position_code(h, w, d, self.row_major, x.device, x.dtype)
         tokens = self.norm1(tokens + self.self_attn(query, query, tokens, need_weights=False)[0])
         tokens = self.norm2(tokens + self.linear2(self.act(self.linear1(tokens))))
-        return tokens.transpose(1, 2).unflatten(2, (h, w))
+        return tokens.transpose(1, 2).reshape(-1, d, h, w)
 
 
 @per_shape

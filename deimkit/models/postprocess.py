@@ -25,9 +25,10 @@ def best(preds: Predictions, sizes: Tensor, top: int = 300) -> tuple[Tensor, Ten
     queries, classes = preds.logits.shape[1:]
     logits = preds.logits.float() if preds.logits.dtype in (torch.half, torch.bfloat16) else preds.logits
     logits, index = logits.flatten(1).topk(min(top, queries * classes))  # (B, Q·C) -> (B, K); sigmoid keeps the order
-    boxes = preds.boxes.to(logits.dtype).gather(1, (index // classes)[..., None].expand(-1, -1, 4))  # (B, K, 4)
+    query = index.div(classes, rounding_mode="trunc")  # unlike // it is one node of an exported graph
+    boxes = preds.boxes.to(logits.dtype).gather(1, query[..., None].expand(-1, -1, 4))  # (B, K, 4)
     scale = sizes.to(boxes).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4): width, height, width, height
-    return cxcywh_to_xyxy(boxes) * scale, logits.sigmoid(), index % classes
+    return cxcywh_to_xyxy(boxes) * scale, logits.sigmoid(), index - query * classes
 
 
 def select(preds: Predictions, sizes: Tensor, categories: CategoryMap, top: int = 300) -> list[Detections]:
@@ -36,7 +37,13 @@ def select(preds: Predictions, sizes: Tensor, categories: CategoryMap, top: int 
     sizes: (B, 2) height and width of the original images in pixels. Raises `NonFiniteError` if a prediction is not
     finite: it would otherwise pass for a very confident one.
     """
-    boxes, scores, labels = best(preds, sizes, top)
+    return detections(*best(preds, sizes, top), sizes, categories)
+
+
+def detections(
+    boxes: Tensor, scores: Tensor, labels: Tensor, sizes: Tensor, categories: CategoryMap
+) -> list[Detections]:
+    """The objects that `best`, or a deployed graph, found in images of `sizes`; raises as `select` does."""
     found = torch.cat([boxes, scores[..., None], labels[..., None].to(boxes)], 2)  # (B, K, 6)
     host = found.cpu()  # the one copy for the batch
     if not torch.isfinite(host).all():
@@ -46,12 +53,12 @@ def select(preds: Predictions, sizes: Tensor, categories: CategoryMap, top: int 
             "Weights that diverged in training, or half precision where it overflows?"
         )
     return [
-        _detections(rows, (int(height), int(width)), categories)
+        _of_one(rows, (int(height), int(width)), categories)
         for rows, (height, width) in zip(host, sizes.tolist(), strict=True)
     ]
 
 
-def _detections(rows: Tensor, size: tuple[int, int], categories: CategoryMap) -> Detections:
+def _of_one(rows: Tensor, size: tuple[int, int], categories: CategoryMap) -> Detections:
     """One image's (K, 6) rows of xyxy, score, label as `Detections`."""
     labels = rows[:, 5].long()
     index = labels.tolist()

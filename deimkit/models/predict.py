@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from deimkit.data.images import IMAGE_SUFFIXES, from_pil, read_image
 from deimkit.errors import DataError, DeimkitError
-from deimkit.models.postprocess import select
 from deimkit.structures import Detections
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
@@ -93,15 +92,11 @@ def _stream(
         image = pixels(picture)
         return prepare(image, size), image.shape[:2]
 
-    weight = next(detector.parameters(), None) if isinstance(detector, nn.Module) else None
-    like = torch.empty(0) if weight is None else weight
     rest = iter(pictures)
     with ThreadPoolExecutor(min(4, batch)) as pool:  # decoding and resizing release Python's lock
         while chunk := list(islice(rest, batch)):
             images, sizes = zip(*pool.map(load, chunk), strict=True)
-            with predicting(detector):
-                preds = detector(torch.stack(images).to(like.device).to(like.dtype).div_(255))
-            for picture, found in zip(chunk, select(preds, torch.tensor(sizes), detector.categories), strict=True):
+            for picture, found in zip(chunk, detector.detect(torch.stack(images), torch.tensor(sizes)), strict=True):
                 yield replace(found.above(threshold), image=picture)
 
 

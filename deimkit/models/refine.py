@@ -69,7 +69,8 @@ class FDRHeads(nn.Module):
         Edge logits add up over the layers with their gradients; references, anchors and hidden states pass without.
         """
         state = state or self.begin(hidden, boxes)
-        edges = self.box[layer](hidden + state.hidden).unflatten(-1, (4, -1)) + state.edges  # (B, Q, 4, R + 1)
+        edges = self.box[layer](hidden + state.hidden)
+        edges = edges.reshape(*state.edges.shape[:3], -1) + state.edges  # (B, Q, 4 (R + 1)) -> (B, Q, 4, R + 1)
         chance = edges.softmax(-1)
         boxes = decode(state.anchors, (chance * full(self.W)).sum(-1), self.scale)
         preds = None

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from deimkit.models.attention import DeformableAttention, Memory, ProjectedAttention, remember
-from deimkit.models.layers import MLP, ConvNorm, activation
+from deimkit.models.layers import LARGEST_HALF, MLP, ConvNorm, activation
 from deimkit.models.refine import DeltaHeads, FDRHeads
 from deimkit.structures import Predictions
-
-LARGEST_HALF = 65504.0  # float16 ends here
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from deimkit.models.layers import Backbone
+from deimkit.models.layers import LARGEST_HALF, Backbone
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,27 @@ class Stem(nn.Module):
         self.pool = nn.MaxPool2d(2, stride=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = pad(self.stem1(images))  # (B, mid, H / 2 + 1, W / 2 + 1)
-        convolved = self.stem2b(pad(self.stem2a(x)))  # (B, mid, H / 2, W / 2)
-        x = torch.cat([self.pool(x), convolved], 1)
-        return self.stem4(self.stem3(x))
+        x = self.stem1(images)  # (B, mid, H / 2, W / 2)
+        padded = pad(x)
+        convolved = self.stem2b(pad(self.stem2a(padded)))
+        pooled = pool_and_raise(x) if torch.onnx.is_in_onnx_export() else self.pool(padded)
+        return self.stem4(self.stem3(torch.cat([pooled, convolved], 1)))
 
 
-def pad(x: Tensor) -> Tensor:
+def pad(x: Tensor, value: float = 0.0) -> Tensor:
     """One row of zeros below and one column on the right, which a 2x2 convolution takes away again."""
-    return F.pad(x, (0, 1, 0, 1))
+    return F.pad(x, (0, 1, 0, 1), value=value)
+
+
+def pool_and_raise(x: Tensor) -> Tensor:
+    """2x2 max pooling of a map (B, D, h, w) padded by zeros, in a form that survives those who simplify graphs.
+
+    ONNX Runtime and onnxsim fold any padding into the pooling after it, whose own padding is below every number: of a
+    map with negative numbers (`lab` makes some) they then get the last row and column wrong.
+    """
+    h, w = int(x.shape[2]), int(x.shape[3])
+    border = pad(torch.full((h - 1, w - 1), -LARGEST_HALF, dtype=x.dtype, device=x.device))  # (h, w), zero at its end
+    return torch.maximum(F.max_pool2d(pad(x, -LARGEST_HALF), 2, stride=1), border)
 
 
 class Stage(nn.Module):

@@ -13,6 +13,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from deimkit.errors import RecipeError
 
+LARGEST_HALF = 65504.0  # float16 ends here
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
     "silu": nn.SiLU,

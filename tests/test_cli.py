@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from deimkit import recipes
-from deimkit.__main__ import claimed, claims, main, table
+from deimkit.__main__ import RUNS, claimed, claims, main, table
+from deimkit.arguments import build_parser
 from deimkit.data.dataset import CategoryMap, Dataset
 from deimkit.weights.classes import COCO_NAMES
 from tests.micro import MICRO, scenes
@@ -217,3 +218,8 @@ def test_the_module_runs():
 def test_a_table_has_dashes_where_nothing_was_to_be_found():
     result = {"AP": 0.5, "APl": float("nan"), "per_class": {"cat": {"AP": None, "AP50": 0.25, "count": 0}}}
     assert table(result).splitlines() == ["AP 0.500  APl -", "  cat  AP -  AP50 0.250  boxes 0"]
+
+
+def test_every_command_is_carried_out() -> None:
+    commands = next(action for action in build_parser()._actions if action.dest == "command").choices
+    assert set(commands or ()) == set(RUNS)

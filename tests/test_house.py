@@ -38,6 +38,7 @@ ROOMS = [
     "weights",
     "api",
     "examples",
+    "arguments",
     "__main__",
 ]
 
@@ -269,7 +270,7 @@ def test_readme_makes_what_the_makefile_has() -> None:
 
 def test_readme_commands_are_understood() -> None:
     """Every `deimkit ...` line parses: the verb, its flags and its values exist."""
-    from deimkit.__main__ import build_parser
+    from deimkit.arguments import build_parser
 
     commands = [shlex.split(line, comments=True) for line in SHELL if line.startswith("deimkit ")]
     for command in commands:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from deimkit import __main__ as command_line
+from deimkit.arguments import build_parser
 from deimkit.data.dataset import Dataset
 from deimkit.errors import DeimkitError, RecipeError
 from deimkit.structures import Batch, Targets
@@ -189,5 +189,5 @@ def test_a_plan_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("4", 4)])
 def test_the_command_line_takes_it(text: str, value: int | str) -> None:
-    args = command_line.build_parser().parse_args(["train", "tiny", "--data", "synthetic", "--accumulate", text])
+    args = build_parser().parse_args(["train", "tiny", "--data", "synthetic", "--accumulate", text])
     assert args.accumulate == value

@@ -66,8 +66,9 @@ format: setup  ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 notebooks: setup  ## run every notebook in full and keep its outputs; DEIMKIT_FAST=1 makes it short
-	DEIMKIT_FAST=$${DEIMKIT_FAST:-0} DEIMKIT_APP=0 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams \
-		--ExecutePreprocessor.store_widget_state=False $(wildcard notebooks/*.ipynb)
+	DEIMKIT_FAST=$${DEIMKIT_FAST:-0} DEIMKIT_APP=0 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(wildcard notebooks/*.ipynb)
+	$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams $(wildcard notebooks/*.ipynb)  # after running
 
 bench: setup  ## measure ours beside its peers on this machine; BENCH="--only criterion --json bench.json"
 	$(BIN)/python -m tests.bench $(BENCH)

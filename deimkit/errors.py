@@ -19,3 +19,7 @@ class CheckpointError(DeimkitError):
 
 class NonFiniteError(DeimkitError):
     """A loss or a prediction that is no longer a finite number."""
+
+
+class DeployError(DeimkitError):
+    """A file, a runtime, or a machine that cannot export, run or measure a detector as asked."""

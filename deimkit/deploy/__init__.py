@@ -1,1 +1,1 @@
-"""Detectors leave the notebook: export, parity and benchmarks."""
+"""Shipping a detector: export with proof, runtimes with one face, and latency that can be believed."""

@@ -1,0 +1,55 @@
+"""A detector opened in a runtime: tensors in, tensors out, whichever runtime it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from deimkit.deploy.card import Card
+from deimkit.errors import DeployError
+
+
+class Session(ABC):
+    """One opened detector. card: what it is. name: runtime, version and device. device: where its tensors live.
+
+    Not safe to be run by two threads at once. A context manager: `close` lets go of its memory.
+    """
+
+    card: Card
+    name: str
+    device: torch.device
+
+    @abstractmethod
+    def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        """What the graph says of images (B, 3, H, W), float32 in [0, 1], with sizes (B, 2), int64 (height, width).
+
+        Both lie on `device`, and so does what comes back, by name: boxes (B, K, 4) float32 xyxy in pixels of `sizes`,
+        scores (B, K) float32 descending, labels (B, K) int64 class indices; or, without post-processing, logits
+        (B, Q, C) and boxes (B, Q, 4) cxcywh fractions. B is `card.batch`, where that is not None. The next `run` may
+        write over what this one returned.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the runtime's memory; nothing runs afterwards."""
+
+    def expect(self, images: Tensor) -> None:
+        """Raise `DeployError` unless the graph takes images of this shape and type."""
+        card = self.card
+        right = images.ndim == 4 and images.shape[0] == (card.batch or images.shape[0]) and len(images) > 0
+        if not right or tuple(images.shape[1:]) != (3, *card.size) or images.dtype != torch.float32:
+            batch = "B" if card.batch is None else card.batch
+            raise DeployError(
+                f"{self.name} takes images as float32 ({batch}, 3, {card.size[0]}, {card.size[1]}) in [0, 1]; got "
+                f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}. `predict` brings pictures to that; "
+                "another size or batch is another export."
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

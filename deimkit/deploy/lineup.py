@@ -1,0 +1,101 @@
+"""What is measured side by side: one detector in every runtime that this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deimkit.deploy.eager import TorchSession
+from deimkit.deploy.onnx_file import read_card, write_onnx
+from deimkit.deploy.ort import OrtSession
+from deimkit.deploy.session import Session
+from deimkit.errors import DeployError
+from deimkit.models.detector import Detector
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """A detector, and how all runtimes are to run it.
+
+    folder: where exported files are put. recipe: its name. batch: images at a time, or None for any number. compile:
+    let torch compile it too, which takes minutes. All runtimes use as many threads as torch does.
+    """
+
+    detector: Detector
+    folder: Path
+    recipe: str = ""
+    device: torch.device = torch.device("cpu")
+    size: tuple[int, int] | None = None
+    batch: int | None = 1
+    compile: bool = False
+
+    def sessions(
+        self, precisions: Sequence[str] = ("fp32",), raw: bool = False, remark: Callable[[str], None] | None = None
+    ) -> list[Session]:
+        """The detector as torch runs it, first of all plainly, and then as every other runtime here does.
+
+        precisions: of "fp32" and "fp16". raw: once more without post-processing, to see what that costs. remark: called
+        with why a runtime is left out.
+        """
+        found: list[Session] = []
+        for precision in precisions:
+            for postprocess in (True, False) if raw else (True,):
+                if precision == "fp32" or self.device.type == "cuda":  # torch computes in FP16 on GPUs
+                    found += self._by_torch(precision, postprocess)
+                found += self._by_others(precision, postprocess, remark or (lambda _: None))
+        return found
+
+    def _by_torch(self, precision: str, postprocess: bool) -> Iterator[Session]:
+        ways: list[dict[str, Any]] = [{"deployed": False}, {}]
+        ways += [{"compile": True}] if self.compile else []
+        ways += [{"graph": True}] if self.device.type == "cuda" else []
+        for way in ways:
+            yield TorchSession(
+                self.detector,
+                recipe=self.recipe,
+                size=self.size,
+                batch=self.batch,
+                postprocess=postprocess,
+                precision=precision,
+                device=self.device,
+                **way,
+            )
+
+    def _by_others(self, precision: str, postprocess: bool, remark: Callable[[str], None]) -> Iterator[Session]:
+        path = self.folder / f"{self.recipe or 'detector'}_{precision}{'' if postprocess else '_raw'}.onnx"
+        write_onnx(
+            self.detector, path, self.recipe, self.size, self.batch, postprocess=postprocess, precision=precision
+        )
+        for opened in (_ort, _openvino) if self.device.type == "cpu" else (_ort, _tensorrt):
+            try:
+                yield from opened(path, self.device)
+            except DeployError as error:
+                remark(f"left out: {error}")
+
+
+def _ort(path: Path, device: torch.device) -> list[Session]:
+    return [OrtSession(path, device, torch.get_num_threads())]
+
+
+def _openvino(path: Path, device: torch.device) -> list[Session]:
+    if find_spec("openvino") is None:
+        raise DeployError("OpenVINO is not installed: pip install openvino.")
+    from deimkit.deploy.vino import VinoSession
+
+    return [VinoSession(path, torch.get_num_threads())]
+
+
+def _tensorrt(path: Path, device: torch.device) -> list[Session]:
+    """An engine built for this GPU, launched kernel by kernel and as a CUDA graph."""
+    from deimkit.deploy.trt.build import build
+    from deimkit.deploy.trt.engine import TrtSession
+    from deimkit.deploy.trt.plan import Plan
+
+    card = read_card(path)
+    built = build(path, card, Plan(precision=card.precision), device=str(device))
+    return [TrtSession(built.path, str(device), graph) for graph in (False, True)]

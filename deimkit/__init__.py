@@ -22,10 +22,12 @@ _HOME = {
     "Recipe": "recipes.recipe",
     "Run": "training.run",
     "Targets": "structures",
+    "bench": "api",
     "build": "api",
     "doctor": "data.doctor",
     "evaluate": "api",
     "example": "examples",
+    "export": "api",
     "load": "api",
     "prepare": "api",
     "profile": "api",
@@ -39,8 +41,10 @@ __all__ = [*_HOME, "recipes"]
 
 if TYPE_CHECKING:
     from deimkit import recipes as recipes
+    from deimkit.api import bench as bench
     from deimkit.api import build as build
     from deimkit.api import evaluate as evaluate
+    from deimkit.api import export as export
     from deimkit.api import load as load
     from deimkit.api import prepare as prepare
     from deimkit.api import profile as profile

@@ -208,10 +208,8 @@ def run_sbatch(args: argparse.Namespace) -> tuple[int, Any]:
 def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
     """Measure a detector on a split."""
     split = split_of(args)
-    detector = dk.load(args.what, weights=args.weights)
-    result = dk.evaluate(
-        detector, split, size=pair(args.size), batch=args.batch, device=args.device, backend=args.backend
-    )
+    detector = dk.load(args.what, weights=args.weights, device=args.device)
+    result = dk.evaluate(detector, split, size=pair(args.size), batch=args.batch, backend=args.backend)
     print(table(result))
     left_out = len(split.problems)
     if left_out:
@@ -224,6 +222,7 @@ def run_eval(args: argparse.Namespace) -> tuple[int, Any]:
 
 def run_errors(args: argparse.Namespace) -> tuple[int, Any]:
     """Judge every detection of a detector on a split, and show what is asked for."""
+    from deimkit.api import load_detector
     from deimkit.evaluation.page import write
     from deimkit.explore.contact_page import contact_sheet_page
     from deimkit.explore.fiftyone.readiness import ready
@@ -234,7 +233,7 @@ def run_errors(args: argparse.Namespace) -> tuple[int, Any]:
     if args.app:
         ready().demand()
     progress = Progress()
-    what = dk.load(args.what, weights=args.weights) if args.weights else args.what
+    what = load_detector(args.what, weights=args.weights) if args.weights else args.what
     found = find(
         what,
         split,
@@ -286,9 +285,8 @@ def split_of(args: argparse.Namespace) -> Split:
 def run_predict(args: argparse.Namespace) -> tuple[int, Any]:
     """Detect, print the objects, and draw them if asked."""
     from deimkit.models.predict import predict
-    from deimkit.training.machine import pick_device
 
-    detector = dk.load(args.what, weights=args.weights).to(pick_device(args.device))
+    detector = dk.load(args.what, weights=args.weights, device=args.device)
     rows = []
     for source in args.images:
         found = predict(detector, source, threshold=args.threshold, size=pair(args.size))
@@ -301,6 +299,54 @@ def run_predict(args: argparse.Namespace) -> tuple[int, Any]:
                 drawn = Path(args.out) / f"{len(rows):06d}_{Path(name.partition('#')[0]).name}.png"
                 detections.plot().figure.savefig(drawn, dpi=150, bbox_inches="tight")
     return 0, rows
+
+
+def run_export(args: argparse.Namespace) -> tuple[int, Any]:
+    """Export a detector; the exit status is 1 if the file differs from it."""
+    done = dk.export(
+        args.what,
+        args.out,
+        format=args.format,
+        data=args.data,
+        weights=args.weights,
+        size=pair(args.size),
+        batch=args.batch,
+        precision=args.precision,
+        images=args.images,
+        postprocess=not args.raw,
+        opset=args.opset,
+        exporter=args.exporter,
+        top=args.top,
+    )
+    print(done)
+    return 1 if done.parity.verdict == "differs" else 0, done.to_dict()
+
+
+def run_bench(args: argparse.Namespace) -> tuple[int, Any]:
+    """Measure, or see first whether this machine can be measured; the exit status is then 1 if something fails."""
+    from deimkit.api import can_bench
+
+    if args.self_test:
+        checks = can_bench(args.device)
+        print("\n".join(map(str, checks)))
+        failed = any(check.ok is False for check in checks)
+        return int(failed), [check.to_dict() for check in checks]
+    if not args.what:
+        raise DeimkitError("Which detectors? For example: deimkit bench dfine_n, or deimkit bench --self-test.")
+    report = dk.bench(
+        *args.what,
+        device=args.device,
+        batches=args.batch,
+        precisions=args.precision,
+        size=pair(args.size),
+        compile=args.compile,
+        raw=args.raw,
+        seconds=args.seconds,
+    )
+    print(report)
+    if args.to:
+        print(f"all of it: {report.write(args.to)}")
+    return 0, report.to_dict()
 
 
 def run_doctor(args: argparse.Namespace) -> tuple[int, Any]:
@@ -457,6 +503,8 @@ RUNS: dict[str, Callable[[argparse.Namespace], tuple[int, Any]]] = {
     "train": run_train,
     "sbatch": run_sbatch,
     "eval": run_eval,
+    "export": run_export,
+    "bench": run_bench,
     "predict": run_predict,
     "replay": run_replay,
     "doctor": run_doctor,

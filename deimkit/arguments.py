@@ -145,6 +145,33 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, nargs="+", help="pixels: one number, or height and width")
     sub.add_argument("--device", default="auto")
 
+    sub = command("export", "write a detector as a file that runs without torch, and hold the file against it")
+    sub.add_argument("what", metavar="RUN_OR_RECIPE", help="a run's folder, a .pt, a Hugging Face folder, or a recipe")
+    sub.add_argument("--format", default="onnx", choices=("onnx", "openvino", "tensorrt"))
+    sub.add_argument("--out", metavar="FILE", help="default: RUN/exported/RECIPE.onnx, or RECIPE.onnx here")
+    sub.add_argument("--data", help="annotated images to measure AP on; without, nothing is called verified")
+    sub.add_argument("--images", type=int, default=100, help="of them (default: 100)")
+    sub.add_argument("--weights", help="a file, an address or a name (deimkit weights), when it is a recipe")
+    sub.add_argument("--size", type=int, nargs="+", help="pixels of the input: one number, or height and width")
+    sub.add_argument("--batch", type=any_number, default=1, metavar="N", help="images at a time, or: any (default: 1)")
+    sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8"))
+    sub.add_argument("--opset", type=int, help="17 or more (default: 17, and 18 for fp16)")
+    sub.add_argument("--exporter", choices=("torchscript", "dynamo"), help="of torch (default: by the opset)")
+    sub.add_argument("--top", type=int, default=300, help="boxes per image (default: 300)")
+    sub.add_argument("--raw", action="store_true", help="end in the logits and boxes of all queries")
+
+    sub = command("bench", "measure how long detectors take, in every runtime of this machine side by side")
+    sub.add_argument("what", nargs="*", metavar="RECIPE_OR_FILE", help="recipes, runs, checkpoints, exported files")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    sub.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="images at a time (default: 1)")
+    sub.add_argument("--precision", nargs="+", default=["fp32"], choices=("fp32", "fp16"))
+    sub.add_argument("--size", type=int, nargs="+", help="pixels of the input: one number, or height and width")
+    sub.add_argument("--compile", action="store_true", help="measure what torch.compile makes of it too")
+    sub.add_argument("--raw", action="store_true", help="measure without post-processing as well")
+    sub.add_argument("--seconds", type=float, default=10.0, help="for which each is timed (default: 10)")
+    sub.add_argument("--to", metavar="FILE.json", help="write every sample and the whole environment")
+    sub.add_argument("--self-test", action="store_true", help="first see whether this machine can be measured at all")
+
     sub = command("replay", "try the batch of a step that was not finite again, and say what is wrong")
     sub.add_argument("file", help="RUN/replay/.../epoch0_step1.pt, as the run's log says")
     sub.add_argument("--device", help="default: that of then, if it is here")
@@ -168,6 +195,11 @@ def build_parser() -> argparse.ArgumentParser:
 def share(text: str) -> Any:
     """The images of a device from the command line: how many, or as many as there is memory for."""
     return text if text == "largest" else int(text)
+
+
+def any_number(text: str) -> int | None:
+    """Images at a time from the command line: how many, or any number."""
+    return None if text == "any" else int(text)
 
 
 def parts(text: str) -> Any:

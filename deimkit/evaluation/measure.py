@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -12,13 +12,31 @@ from deimkit.data.dataset import CategoryMap, Split
 from deimkit.data.loader import Loader
 from deimkit.errors import DataError
 from deimkit.evaluation.coco import Evaluator, Results, curves
-from deimkit.models.detector import Detector
 from deimkit.ranks import ALONE, Ranks
 from deimkit.structures import Detections
 
 
+class Finder(Protocol):
+    """Whatever finds objects in a batch of images: a `Detector`, or what `deimkit.load` makes of a deployed file."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its input in pixels."""
+
+    @property
+    def categories(self) -> CategoryMap:
+        """The classes it finds."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it wants its images."""
+
+    def detect(self, images: torch.Tensor, sizes: torch.Tensor) -> list[Detections]:
+        """The objects in images (B, 3, H, W) in [0, 1] of original `sizes` (B, 2), height and width in pixels."""
+
+
 def measure(
-    detector: Detector,
+    detector: Finder,
     split: Split,
     size: tuple[int, int] | None = None,
     batch: int = 8,
@@ -37,7 +55,7 @@ def measure(
 
 
 def detect(
-    detector: Detector,
+    detector: Finder,
     split: Split,
     size: tuple[int, int] | None = None,
     batch: int = 8,

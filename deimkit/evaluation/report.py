@@ -56,14 +56,14 @@ STATES = {"finished": "finished", "early_stop": "finished early", "stopped": "st
 
 def report_run(run: Run, dataset: Dataset, images: int = 200) -> Path:
     """Write the report of a run, with the best and worst of at most `images` validation images; returns its path."""
-    from deimkit.api import load
+    from deimkit.api import load_detector
     from deimkit.recipes import parse
 
     recipe = run.folder / "recipe.py"
     timeline = parse(recipe.read_text(encoding="utf-8")).timeline if recipe.is_file() else None
     shown: Sequence[tuple[str, bytes | Figure]] = []
     if dataset.val and run.best.is_file():
-        detector = load(run).to(pick_device(Plan.read(run.folder).device))
+        detector = load_detector(run).to(pick_device(Plan.read(run.folder).device))
         shown = best_and_worst(detector, dataset.val, images=images)
     return write_report(run.folder, shown, timeline)
 

@@ -25,7 +25,7 @@ from deimkit.evaluation.verdicts import VERDICTS
 from deimkit.explore.traces import Traces, trace
 from deimkit.models.detector import Detector
 from deimkit.training.machine import pick_device
-from deimkit.training.run import Run
+from deimkit.training.run import Run, as_run
 
 if TYPE_CHECKING:
     from deimkit.matching import Matcher
@@ -194,30 +194,23 @@ def find(
 ) -> Findings:
     """Let a detector look at a split, judge what it says, and keep how it came to say it.
 
-    what: a detector, a run or its folder, or whatever `deimkit.load` takes; the matcher is that of the run's recipe.
-    top: detections of an image at most, by default as many as evaluation takes; 100 of them of a class. threshold: see
-    `Findings`. iou: from which IoU on a detection is right. size, batch: as in `evaluate`. device: by default where a
-    detector is, and the best here for everything else.
+    what: a detector, a run or its folder, or whatever `deimkit.load` makes a detector of; the matcher is that of the
+    run's recipe. top: detections of an image at most, by default as many as evaluation takes; 100 of them of a class.
+    threshold: see `Findings`. iou: from which IoU on a detection is right. size, batch: as in `evaluate`. device: by
+    default where a detector is, and the best here for everything else.
     progress: called with a remark such as "tracing 40/100".
     """
-    from deimkit.api import load
+    from deimkit.api import load_detector
 
     if not BACKGROUND_IOU <= iou <= 1:
         raise DeimkitError(f"iou must be in [{BACKGROUND_IOU}, 1]; got {iou}.")
     run = as_run(what)
-    detector = what if isinstance(what, Detector) else load(run or what).to(pick_device(device or "auto"))
+    detector = what if isinstance(what, Detector) else load_detector(run or what).to(pick_device(device or "auto"))
     if device is not None:
         detector.to(pick_device(device))
     traces = trace(detector, split, matcher_of(run), top=top, batch=batch, size=size, progress=progress)
     judged = errors(split, traces.results, iou=iou)
     return Findings(judged, traces.of_class(judged.max_dets), name or _name(what), threshold)
-
-
-def as_run(what: Any) -> Run | None:
-    """The run that is meant, if one is: itself, or its folder."""
-    if isinstance(what, (str, Path)) and (Path(what) / "run.json").is_file():
-        return Run(what)
-    return what if isinstance(what, Run) else None
 
 
 def matcher_of(run: Run | None) -> Matcher | None:

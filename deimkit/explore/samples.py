@@ -30,9 +30,9 @@ def samples(run: Run, split: Split, count: int = 4) -> bytes:
     Left what is annotated, right the best checkpoint's detections: as many of the most confident as there are objects.
     The detector stays on the CPU, out of the way of a training. Raises `CheckpointError` if there is no checkpoint yet.
     """
-    from deimkit.api import load
+    from deimkit.api import load_detector
 
-    detector = load(run)
+    detector = load_detector(run)
     filled = [i for i in range(len(split)) if split.starts[i] < split.starts[i + 1]] or list(range(len(split)))
     chosen = [filled[k] for k in np.unique(np.linspace(0, len(filled) - 1, count).astype(int))]
     pictures = readable(split, chosen)

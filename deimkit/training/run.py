@@ -381,3 +381,10 @@ def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in read_rows(path) if wanted(row)), encoding="utf-8")
         os.replace(partial, path)
+
+
+def as_run(what: Any) -> Run | None:
+    """The run that is meant, if one is: itself, or its folder."""
+    if isinstance(what, (str, Path)) and (Path(what) / "run.json").is_file():
+        return Run(what)
+    return what if isinstance(what, Run) else None

@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import platform
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from deimkit.deploy.machine import processor
 from tests.bench.paired import Row
 
 HERE = Path(__file__).parent
@@ -24,17 +24,6 @@ HERE = Path(__file__).parent
 def topics() -> list[str]:
     """The names of what can be measured: "criterion" for bench_criterion.py."""
     return sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
-
-
-def processor() -> str:
-    """What the processor calls itself, or its architecture where the system does not say."""
-    if platform.system() == "Darwin":
-        return subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
-        ).stdout.strip()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def machine() -> dict[str, str | int]:

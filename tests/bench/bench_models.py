@@ -24,13 +24,15 @@ def peer(size: str) -> Any:
     return DFineForObjectDetection(DFineConfig(**to_config(dfine_arch(size, "relu"), CategoryMap.of(80))))
 
 
-def predict(size: str, pixels: int) -> Row:
-    """One image at a time."""
-    ours, theirs = Detector(dfine_arch(size, "relu"), 80).deploy(fold_all=True), peer(size).eval()
+def predict(size: str, pixels: int, deployed: bool) -> Row:
+    """One image at a time, as trained or `deployed`."""
+    ours, theirs = Detector(dfine_arch(size, "relu"), 80).eval(), peer(size).eval()
+    ours = ours.deploy(fold_all=True) if deployed else ours
     images = torch.rand(1, 3, pixels, pixels)
     with torch.inference_mode():
         mine, other, ratio = paired(lambda: ours(images), lambda: theirs(pixel_values=images), runs=9)
-    return Row(f"predict with D-FINE-{size.upper()}, {pixels} px, one image", mine * 1e3, other * 1e3, "ms", ratio)
+    name = f"predict with D-FINE-{size.upper()}{', deployed' if deployed else ''}, {pixels} px, one image"
+    return Row(name, mine * 1e3, other * 1e3, "ms", ratio)
 
 
 def train(size: str, pixels: int, batch: int) -> Row:
@@ -57,6 +59,7 @@ def train(size: str, pixels: int, batch: int) -> Row:
 
 def rows() -> Iterator[Row]:
     """Small sizes at sizes a laptop trains at."""
-    yield predict("n", 640)
-    yield predict("s", 640)
+    yield predict("n", 640, deployed=False)
+    yield predict("n", 640, deployed=True)
+    yield predict("s", 640, deployed=False)
     yield train("n", 320, 4)

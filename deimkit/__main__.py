@@ -313,6 +313,7 @@ def run_export(args: argparse.Namespace) -> tuple[int, Any]:
         batch=args.batch,
         precision=args.precision,
         images=args.images,
+        device=args.device,
         postprocess=not args.raw,
         opset=args.opset,
         exporter=args.exporter,

@@ -421,6 +421,7 @@ def export(
     batch: int | None = 1,
     precision: str = "fp32",
     images: int = 100,
+    device: str | None = None,
     progress: bool = True,
     **how: Any,
 ) -> Exported:
@@ -431,8 +432,9 @@ def export(
     "tensorrt" (an engine for the GPU of this machine). data: annotated images, a dataset's val or a split, of which
     `images` measure AP on both sides; without it the file is compared, and not called verified. size: of the input, by
     default the detector's. batch: images at a time, None for any number. precision: "fp32", "fp16", or "int8", for
-    which data is shown to the detector. how: postprocess=False for the answers of all queries, opset, exporter, top
-    (boxes per image, 300). Raises `DeployError`; a file that was there stays as it was then.
+    which data is shown to the detector. device: the GPU that an engine is for, and where files are tried. how:
+    postprocess=False for the answers of all queries, opset, exporter, top (boxes per image, 300). Raises `DeployError`;
+    a file that was there stays as it was then.
     """
     shown = Progress() if progress else Silent()
     detector, name = _to_export(source, weights, progress)
@@ -448,6 +450,7 @@ def export(
         batch,
         split,
         images,
+        device,
         shown.note,
         recipe=name,
         size=None if size is None else as_size(size),

@@ -155,6 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, nargs="+", help="pixels of the input: one number, or height and width")
     sub.add_argument("--batch", type=any_number, default=1, metavar="N", help="images at a time, or: any (default: 1)")
     sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8"))
+    sub.add_argument("--device", help="the GPU that an engine is for, and where the file is tried: cuda, cuda:1, cpu")
     sub.add_argument("--opset", type=int, help="17 or more (default: 17, and 18 for fp16)")
     sub.add_argument("--exporter", choices=("torchscript", "dynamo"), help="of torch (default: by the opset)")
     sub.add_argument("--top", type=int, default=300, help="boxes per image (default: 300)")

@@ -75,6 +75,7 @@ class Machine:
 
     def __init__(self, gpu: str = "Tesla T4", driver: str = "550.54") -> None:
         self.gpu, self.driver = gpu, driver
+        self.buffer = type("Buffer", (Buffer,), {"machine": self})
         self.violations: list[str] = []
         self.calls: list[str] = []
         self.memory: dict[int, weakref.ref[torch.Tensor]] = {}
@@ -99,7 +100,7 @@ class Machine:
         self.current.queued += 1
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        tensor = torch.full(shape, -7, dtype=dtype).as_subclass(type("Buffer", (Buffer,), {"machine": self}))
+        tensor = torch.full(shape, -7, dtype=dtype).as_subclass(self.buffer)
         self.memory[tensor.data_ptr()] = weakref.ref(tensor)
         return tensor
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,16 @@ def export_detector(
     batch: int | None = 1,
     split: Split | None = None,
     images: int = 100,
+    device: str | None = None,
     note: Callable[[str], None] | None = None,
     **how: Any,
 ) -> Exported:
     """Write `detector` to `path` as "onnx", "openvino" or "tensorrt", and hold it against torch in what runs it here.
 
     precision: "fp32", "fp16", or "int8", which looks at images of `split`. split: annotated images; `images` of them
-    measure AP, without which nothing is called verified. batch, how: as of `write_onnx`. The report is written beside
-    the file, as .parity.json. note: called with what is being done. Raises `DeployError`.
+    measure AP, without which nothing is called verified. device: the GPU that an engine is for, and where the file is
+    tried, as of `open_session`. batch, how: as of `write_onnx`. The report is written beside the file, as
+    .parity.json. note: called with what is being done. Raises `DeployError`.
     """
     path, tell = Path(path), note or (lambda _: None)
     expect(path, format, precision, split)
@@ -86,8 +89,8 @@ def export_detector(
             tell("looking how large the numbers get, for INT8")
             quantised = path if format == "onnx" else onnx.with_suffix(".int8.onnx")
             card, onnx = write_int8(onnx, quantised, split), quantised
-        file, card, made = FORMATS[format](onnx, path, card, precision)
-    parity = hold_against(detector, file, split, images, tell)
+        file, card, made = FORMATS[format](onnx, path, card, precision, device)
+    parity = hold_against(detector, file, split, images, device, tell)
     with written_whole(parity_file(file)) as beside:
         beside.write_text(json.dumps(parity.to_dict(), indent=1), encoding="utf-8")
     return Exported(file, card, parity, made)
@@ -98,17 +101,19 @@ def hold_against(
     path: Path,
     split: Split | None = None,
     images: int = 100,
+    device: str | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Parity:
     """How a deployed file compares with its detector, in every runtime that is installed here and opens it."""
-    there = [name for name in RUNTIMES[path.suffix] if find_spec(MODULES[name]) is not None]
+    there = [name for name in RUNTIMES[path.suffix] if MODULES[name] in sys.modules or find_spec(MODULES[name])]
+    there = [name for name in there if name != "openvino" or device in (None, "cpu")]
     if not there:
         raise DeployError(
             f"{path} is written, but nothing here runs it, so it is not held against torch: "
             f"pip install {' or '.join(RUNTIMES[path.suffix])}."
         )
     with ExitStack() as stack:
-        sessions = [stack.enter_context(open_session(path, name)) for name in there]
+        sessions = [stack.enter_context(open_session(path, name, device)) for name in there]
         return prove(detector, sessions, split, count=images, note=note)
 
 
@@ -134,25 +139,28 @@ def expect(path: Path, format: str, precision: str, split: Split | None) -> None
 
 
 def _typed(format: str, precision: str) -> str:
-    """The precision that has to stand in the ONNX file."""
-    if format != "tensorrt" or precision != "fp16":
-        return "fp16" if precision == "fp16" else "fp32"
-    from deimkit.deploy.trt.library import tensorrt, version
+    """The precision in which torch has to write the ONNX file."""
+    if precision == "int8":
+        return "fp32"  # of which it is made
+    if format != "tensorrt":
+        return precision
+    from deimkit.deploy.trt.library import tensorrt
+    from deimkit.deploy.trt.precision import written
 
-    return "fp16" if version(tensorrt())[0] >= 11 else "fp32"
+    return written(tensorrt(), precision)
 
 
-def _as_onnx(onnx: Path, path: Path, card: Card, precision: str) -> tuple[Path, Card, str]:
+def _as_onnx(onnx: Path, path: Path, card: Card, precision: str, device: str | None) -> tuple[Path, Card, str]:
     return path, card, ""
 
 
-def _as_openvino(onnx: Path, path: Path, card: Card, precision: str) -> tuple[Path, Card, str]:
+def _as_openvino(onnx: Path, path: Path, card: Card, precision: str, device: str | None) -> tuple[Path, Card, str]:
     from deimkit.deploy.vino import write_openvino
 
     return path, write_openvino(onnx, path), ""
 
 
-def _as_tensorrt(onnx: Path, path: Path, card: Card, precision: str) -> tuple[Path, Card, str]:
+def _as_tensorrt(onnx: Path, path: Path, card: Card, precision: str, device: str | None) -> tuple[Path, Card, str]:
     """The engine beside `path`, under a name that says which GPU and TensorRT it is for."""
     from deimkit.deploy.trt.build import build
     from deimkit.deploy.trt.plan import Plan
@@ -160,11 +168,11 @@ def _as_tensorrt(onnx: Path, path: Path, card: Card, precision: str) -> tuple[Pa
     plan = Plan(precision=precision, timing_cache=path.with_suffix(".timing"), batches=(1, 1, AT_MOST))
     kept = path.with_suffix(".onnx")
     kept.write_bytes(onnx.read_bytes())  # what the engine is built from anew on another machine
-    built = build(kept, card, plan)
-    return built.path, replace(built.card), built.recipe
+    built = build(kept, card, plan, device=device or "cuda")
+    return built.path, built.card, built.recipe
 
 
-FORMATS: dict[str, Callable[[Path, Path, Card, str], tuple[Path, Card, str]]] = {
+FORMATS: dict[str, Callable[[Path, Path, Card, str, str | None], tuple[Path, Card, str]]] = {
     "onnx": _as_onnx,
     "openvino": _as_openvino,
     "tensorrt": _as_tensorrt,

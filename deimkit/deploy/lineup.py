@@ -67,35 +67,48 @@ class Lineup:
             )
 
     def _by_others(self, precision: str, postprocess: bool, remark: Callable[[str], None]) -> Iterator[Session]:
-        path = self.folder / f"{self.recipe or 'detector'}_{precision}{'' if postprocess else '_raw'}.onnx"
-        write_onnx(
-            self.detector, path, self.recipe, self.size, self.batch, postprocess=postprocess, precision=precision
-        )
+        def onnx(precision: str) -> Path:
+            """The detector as an ONNX file."""
+            path = self.folder / f"{self.recipe or 'detector'}_{precision}{'' if postprocess else '_raw'}.onnx"
+            if not path.is_file():
+                write_onnx(
+                    self.detector,
+                    path,
+                    self.recipe,
+                    self.size,
+                    self.batch,
+                    postprocess=postprocess,
+                    precision=precision,
+                )
+            return path
+
         for opened in (_ort, _openvino) if self.device.type == "cpu" else (_ort, _tensorrt):
             try:
-                yield from opened(path, self.device)
+                yield from opened(onnx, precision, self.device)
             except DeployError as error:
                 remark(f"left out: {error}")
 
 
-def _ort(path: Path, device: torch.device) -> list[Session]:
-    return [OrtSession(path, device, torch.get_num_threads())]
+def _ort(onnx: Callable[[str], Path], precision: str, device: torch.device) -> list[Session]:
+    return [OrtSession(onnx(precision), device, torch.get_num_threads())]
 
 
-def _openvino(path: Path, device: torch.device) -> list[Session]:
+def _openvino(onnx: Callable[[str], Path], precision: str, device: torch.device) -> list[Session]:
     if find_spec("openvino") is None:
         raise DeployError("OpenVINO is not installed: pip install openvino.")
     from deimkit.deploy.vino import VinoSession
 
-    return [VinoSession(path, torch.get_num_threads())]
+    return [VinoSession(onnx(precision), torch.get_num_threads())]
 
 
-def _tensorrt(path: Path, device: torch.device) -> list[Session]:
+def _tensorrt(onnx: Callable[[str], Path], precision: str, device: torch.device) -> list[Session]:
     """An engine built for this GPU, launched kernel by kernel and as a CUDA graph."""
     from deimkit.deploy.trt.build import build
     from deimkit.deploy.trt.engine import TrtSession
+    from deimkit.deploy.trt.library import tensorrt
     from deimkit.deploy.trt.plan import Plan
+    from deimkit.deploy.trt.precision import written
 
-    card = read_card(path)
-    built = build(path, card, Plan(precision=card.precision), device=str(device))
+    path = onnx(written(tensorrt(), precision))
+    built = build(path, read_card(path), Plan(precision=precision), device=str(device))
     return [TrtSession(built.path, str(device), graph) for graph in (False, True)]

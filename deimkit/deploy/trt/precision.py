@@ -66,6 +66,11 @@ def route(trt: ModuleType, plan: Plan, card: Card) -> Route:
     return found
 
 
+def written(trt: ModuleType, precision: str) -> str:
+    """The precision that has to stand in the ONNX file for an engine of `precision`: flags do the rest up to 10."""
+    return precision if precision == "int8" or version(trt)[0] > 10 else "fp32"
+
+
 PRODUCTS = {"MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "GRID_SAMPLE"}
 
 # No precision may be set on these: their type is what they are for (a cast fails the build), or they take that of

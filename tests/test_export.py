@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from deimkit.evaluation.measure import detect
 from deimkit.models.detector import Detector
 from deimkit.models.hgnetv2 import Stem
 from tests.filling import fill
-from tests.micro import ARCH, scenes
+from tests.micro import ARCH, scenes, trainer
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -366,3 +367,26 @@ def test_the_self_test_runs_a_small_detector_in_every_runtime(capsys: pytest.Cap
     main(["bench", "--self-test", "--device", "cpu"])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("ok") and "a small graph" in line and "ONNX Runtime" in line for line in lines)
+
+
+def test_a_checkpoint_with_gappy_ids_keeps_them_in_every_file(tmp_path: Path) -> None:
+    """From a dataset whose ids have gaps, through training, to the rows that COCO's tools read."""
+    new = {old: 7 * old * old for old in range(1, 9)}  # 7, 28, 63, ...
+    for file in (scenes(tmp_path).root / "annotations").glob("*.json"):
+        told = json.loads(file.read_text())
+        told["categories"] = [row | {"id": new[row["id"]]} for row in told["categories"]]
+        told["annotations"] = [row | {"category_id": new[row["category_id"]]} for row in told["annotations"]]
+        file.write_text(json.dumps(told))
+    data = dk.Dataset.open(tmp_path / "scenes")
+    trainer(tmp_path / "run", data).fit()
+    shown = [str(path) for path in data.val.paths]  # type: ignore[union-attr]
+    expected: Any = dk.load(tmp_path / "run").predict(shown, threshold=0)
+    assert {row["category_id"] for found in expected for row in found.to_coco()} == set(new.values())
+    for how in ({}, {"batch": 2, "postprocess": False}):
+        done = dk.export(str(tmp_path / "run"), progress=False, **how)
+        assert done.path == tmp_path / "run" / "exported" / "micro.onnx" and done.card.recipe == "micro"
+        for runtime in ("onnxruntime", "openvino") if find_spec("openvino") else ("onnxruntime",):
+            found: Any = dk.load(done.path, runtime=runtime).predict(shown, threshold=0)
+            for ours, theirs in zip(expected, found, strict=True):
+                rows = [{row["category_id"]: row["score"] for row in reversed(x.to_coco())} for x in (ours, theirs)]
+                assert rows[0] == pytest.approx(rows[1], abs=1e-5), "the best score of every id"

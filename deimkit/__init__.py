@@ -22,12 +22,12 @@ _HOME = {
     "Recipe": "recipes.recipe",
     "Run": "training.run",
     "Targets": "structures",
-    "bench": "api",
+    "bench": "shipping",
     "build": "api",
     "doctor": "data.doctor",
     "evaluate": "api",
     "example": "examples",
-    "export": "api",
+    "export": "shipping",
     "load": "api",
     "prepare": "api",
     "profile": "api",
@@ -41,10 +41,8 @@ __all__ = [*_HOME, "recipes"]
 
 if TYPE_CHECKING:
     from deimkit import recipes as recipes
-    from deimkit.api import bench as bench
     from deimkit.api import build as build
     from deimkit.api import evaluate as evaluate
-    from deimkit.api import export as export
     from deimkit.api import load as load
     from deimkit.api import prepare as prepare
     from deimkit.api import profile as profile
@@ -59,6 +57,8 @@ if TYPE_CHECKING:
     from deimkit.examples import example as example
     from deimkit.models.detector import Detector as Detector
     from deimkit.recipes.recipe import Recipe as Recipe
+    from deimkit.shipping import bench as bench
+    from deimkit.shipping import export as export
     from deimkit.structures import Batch as Batch
     from deimkit.structures import Detections as Detections
     from deimkit.structures import Predictions as Predictions

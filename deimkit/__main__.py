@@ -325,7 +325,7 @@ def run_export(args: argparse.Namespace) -> tuple[int, Any]:
 
 def run_bench(args: argparse.Namespace) -> tuple[int, Any]:
     """Measure, or see first whether this machine can be measured; the exit status is then 1 if something fails."""
-    from deimkit.api import can_bench
+    from deimkit.shipping import can_bench
 
     if args.self_test:
         checks = can_bench(args.device)

@@ -1,9 +1,7 @@
-"""The verbs of deimkit: build, load, rehearse, profile, prepare, train, resume, replay, evaluate, export, bench."""
+"""The verbs of deimkit: build, load, rehearse, profile, prepare, train, resume, replay, evaluate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -15,16 +13,8 @@ import torch
 
 from deimkit import recipes
 from deimkit.data.dataset import CategoryMap, Dataset, Split
-from deimkit.deploy.benchmark import compare as compare_latency
-from deimkit.deploy.export import SUFFIXES, Exported, export_detector
-from deimkit.deploy.latency import Report
-from deimkit.deploy.lineup import Lineup
 from deimkit.deploy.open_file import RUNTIMES, open_session
-from deimkit.deploy.self_test import Check, self_test
 from deimkit.deploy.served import Served
-from deimkit.deploy.session import Session
-from deimkit.deploy.smoke import smoke
-from deimkit.deploy.timing import USUAL
 from deimkit.errors import CheckpointError, DataError, DeimkitError, DeployError, RecipeError
 from deimkit.evaluation.measure import measure
 from deimkit.evaluation.report import report_run
@@ -44,7 +34,7 @@ from deimkit.training.ready import expect_equal_shares, usable
 from deimkit.training.rehearsal import Rehearsal
 from deimkit.training.rehearsal import rehearse as measured_steps
 from deimkit.training.replay import Replay
-from deimkit.training.run import Plan, Run, as_run
+from deimkit.training.run import Plan, Run
 from deimkit.training.trainer import Trainer
 from deimkit.weights import sources
 from deimkit.weights.addresses import WebFile, is_address
@@ -72,10 +62,11 @@ def load(
     or a file that `export` wrote, .onnx, .xml or .engine, which predicts and is evaluated just so (`Served`).
     categories: the classes to detect, with `weights` only; by default those of the file (COCO's 80 where a published
     one does not say). A head for other classes is an error unless `replace_head`. progress: say what is fetched.
-    device: "cpu", "cuda", or "auto" for the best of this machine; by default the CPU, and a GPU for an engine. runtime:
-    of an exported file, "onnxruntime" or "openvino". Raises `CheckpointError`, and `DeployError` for exported files.
+    device: "cpu", "cuda", or "auto" for the best of this machine, which leaves exported files where their runtime is at
+    home; by default the CPU, and a GPU for an engine. runtime: of an exported file, "onnxruntime" or "openvino". Raises
+    `CheckpointError`, and `DeployError` for exported files.
     """
-    if isinstance(source, (str, Path)) and Path(source).suffix in RUNTIMES:
+    if isinstance(source, (str, Path)) and Path(source).suffix.lower() in RUNTIMES:
         if weights is not None or categories is not None or replace_head:
             raise DeployError(f"{source} has weights and classes inside; got weights=, categories= or replace_head=.")
         return Served(open_session(source, runtime, None if device == "auto" else device))
@@ -93,7 +84,7 @@ def load_detector(
     progress: bool = True,
 ) -> Detector:
     """As `load`, where it has to be torch's detector: what is inside of an exported file cannot be looked at."""
-    if isinstance(source, (str, Path)) and Path(source).suffix in RUNTIMES:
+    if isinstance(source, (str, Path)) and Path(source).suffix.lower() in RUNTIMES:
         raise DeployError(f"Expected a run or a checkpoint; got {source}, an exported file, which only predicts.")
     if weights is not None:
         recipe = as_recipe(source)
@@ -130,7 +121,13 @@ def from_checkpoint(path: Path) -> Detector:
     """The detector of a deimkit checkpoint with its averaged (EMA) weights."""
     state = checkpoint.load(path)
     detector = recipes.parse(state["recipe"]).build(CategoryMap.from_dict(state["categories"]))
-    detector.load_state_dict(state["ema"]["shadow"])
+    try:
+        detector.load_state_dict(state["ema"]["shadow"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} was written by another version of deimkit, whose detector has other weights: "
+            f"{str(error).splitlines()[-1].strip()[:200]} Load it with that version, or train anew."
+        ) from error
     return detector.eval()
 
 
@@ -409,138 +406,6 @@ def evaluate(
     else:
         detector = what if isinstance(what, Served) else load(what, device=device or "auto")
     return measure(detector, split, size=None if size is None else as_size(size), batch=batch, backend=backend)
-
-
-def export(
-    source: Detector | Run | Recipe | str | Path,
-    out: str | Path | None = None,
-    format: str = "onnx",
-    data: str | Path | Dataset | Split | None = None,
-    weights: str | Path | None = None,
-    size: int | tuple[int, int] | None = None,
-    batch: int | None = 1,
-    precision: str = "fp32",
-    images: int = 100,
-    device: str | None = None,
-    progress: bool = True,
-    **how: Any,
-) -> Exported:
-    """Write a detector as a file that runs without torch, and hold the file against it.
-
-    source: as of `load`, or a detector; a recipe's name without `weights` has fresh ones, good for latency alone. out:
-    the file, by default below the run's folder, or here, named after the recipe. format: "onnx", "openvino" (.xml), or
-    "tensorrt" (an engine for the GPU of this machine). data: annotated images, a dataset's val or a split, of which
-    `images` measure AP on both sides; without it the file is compared, and not called verified. size: of the input, by
-    default the detector's. batch: images at a time, None for any number. precision: "fp32", "fp16", or "int8", for
-    which data is shown to the detector. device: the GPU that an engine is for, and where files are tried. how:
-    postprocess=False for the answers of all queries, opset, exporter, top (boxes per image, 300). Raises `DeployError`;
-    a file that was there stays as it was then.
-    """
-    shown = Progress() if progress else Silent()
-    detector, name = _to_export(source, weights, progress)
-    run = as_run(source)
-    folder = Path() if run is None else run.folder / "exported"
-    path = folder / f"{name or 'detector'}{SUFFIXES.get(format, '')}" if out is None else Path(out)
-    split = data if isinstance(data, Split) or data is None else _annotated(data)
-    done = export_detector(
-        detector,
-        path,
-        format,
-        precision,
-        batch,
-        split,
-        images,
-        device,
-        shown.note,
-        recipe=name,
-        size=None if size is None else as_size(size),
-        **how,
-    )
-    shown.line(f"{done.path}: {done.parity.headline}")
-    return done
-
-
-def bench(
-    *sources: Detector | Run | Recipe | str | Path,
-    device: str = "auto",
-    batches: Sequence[int] = (1,),
-    precisions: Sequence[str] = ("fp32",),
-    size: int | tuple[int, int] | None = None,
-    compile: bool = False,
-    raw: bool = False,
-    seconds: float = 10.0,
-    progress: bool = True,
-) -> Report:
-    """How long detectors take, in every runtime of this machine side by side, with all that the numbers depend on.
-
-    sources: as of `export`, fresh weights included, or exported files. device: "cpu", "cuda", or "auto" for the best.
-    batches: images at a time. precisions: of "fp32" and "fp16". size: of the input. compile: measure what torch.compile
-    makes of it too. raw: measure also without post-processing. seconds: for which each is timed. The first way of each
-    detector, plain torch, is what its others are compared with; `print` shows the table, and `write` keeps all of it.
-    """
-    shown, where = Progress() if progress else Silent(), pick_device(device)
-    method, many = replace(USUAL, seconds=seconds), None if len(set(batches)) > 1 else batches[0]
-    claims: dict[str, float | None] = {}
-    with TemporaryDirectory() as folder, ExitStack() as stack:
-        sessions: list[Session] = []
-        for i, source in enumerate(sources):
-            if isinstance(source, (str, Path)) and Path(source).suffix in RUNTIMES:
-                sessions.append(stack.enter_context(open_session(source)))
-                continue
-            detector, name = _to_export(source, None, progress)
-            paper = recipes.get(name).paper if name in recipes.names() else None
-            claims[name] = None if paper is None else paper.latency_ms
-            shown.note(f"making {name or 'the detector'} ready in every runtime")
-            own = Lineup(
-                detector,
-                Path(folder) / str(i),
-                name,
-                where,
-                None if size is None else as_size(size),
-                many,
-                compile,
-            )
-            sessions += [stack.enter_context(s) for s in own.sessions(precisions, raw, shown.line)]
-        shown.note(f"measuring {len(sessions)} sessions")
-        return compare_latency(sessions, batches, method, claims)
-
-
-def can_bench(device: str = "auto") -> list[Check]:
-    """What to ask of a machine before its latencies are believed; `print` each, and mend those that fail.
-
-    Among it a small detector goes through every runtime of `device`. Never raises, but for a device that is not there.
-    """
-    where = pick_device(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        detector = build("tiny", 4)
-        with torch.no_grad():  # heads that start at zero give every query the same score, and no order to compare
-            for weight in detector.parameters():
-                weight.add_(0.05 * torch.randn_like(weight))
-    return self_test(where, smoke=partial(smoke, detector, where))
-
-
-def _to_export(source: Any, weights: str | Path | None, progress: bool) -> tuple[Detector, str]:
-    """The detector, and the name of its recipe, or "" where it has none."""
-    if isinstance(source, Detector):
-        return source, ""
-    if isinstance(source, Recipe) or source in recipes.names():
-        recipe = as_recipe(source)
-        return (build(recipe) if weights is None else load_detector(recipe, weights, progress=progress)), recipe.name
-    run = as_run(source)
-    if run is not None:
-        text = (run.folder / "recipe.py").read_text(encoding="utf-8")
-        return load_detector(run), recipes.parse(text).name
-    return load_detector(source), Path(source).stem
-
-
-def _annotated(data: str | Path | Dataset) -> Split:
-    """The images of a dataset to measure AP on."""
-    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    split = dataset.val or dataset.train
-    if split is None:
-        raise DataError(f"{dataset.source} has neither a val nor a train split to measure AP on.")
-    return split
 
 
 def as_recipe(recipe: Any) -> Recipe:

@@ -65,7 +65,7 @@ class Paced(Session):
         self.calls, self.closed = 0, False
 
     def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        self.expect(images)
+        self.expect(images, sizes)
         assert images.device == sizes.device == self.device and sizes.dtype == torch.int64
         others = [name for name in self.clock.ran if name != "rest"]
         stranger = bool(others) and others[-1] != self.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -28,7 +29,7 @@ from deimkit.deploy.open_file import open_session
 from deimkit.deploy.quantize import write_int8
 from deimkit.deploy.served import Served
 from deimkit.deploy.session import Session
-from deimkit.errors import DeployError
+from deimkit.errors import CheckpointError, DeimkitError, DeployError
 from deimkit.evaluation.measure import detect
 from deimkit.models.detector import Detector
 from deimkit.models.hgnetv2 import Stem
@@ -358,8 +359,8 @@ def test_a_file_is_measured_from_the_command_line(
     out = tmp_path / "latency.json"
     assert main(["bench", str(files["one"]), "--seconds", "0.1", "--device", "cpu", "--to", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "micro, ONNX Runtime" in said and "T4" not in said
-    assert json.loads(out.read_text())["results"][0]["card"]["recipe"] == "micro"
+    assert "one.onnx 64 x 96, ONNX Runtime" in said and "T4" not in said
+    assert json.loads(out.read_text())["results"][0]["source"] == "one.onnx"
     assert main(["bench"]) == 1 and "deimkit bench --self-test" in capsys.readouterr().err
 
 
@@ -390,3 +391,77 @@ def test_a_checkpoint_with_gappy_ids_keeps_them_in_every_file(tmp_path: Path) ->
             for ours, theirs in zip(expected, found, strict=True):
                 rows = [{row["category_id"]: row["score"] for row in reversed(x.to_coco())} for x in (ours, theirs)]
                 assert rows[0] == pytest.approx(rows[1], abs=1e-5), "the best score of every id"
+
+
+def test_file_and_proof_come_together_or_not_at_all(detector: Detector, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    dk.export(detector, out, progress=False)
+    told = json.loads(parity_file(out).read_text())
+    assert told["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    other = tmp_path.parent / f"{tmp_path.name}_cats"
+    for file in (scenes(other).root / "annotations").glob("*.json"):
+        rows = json.loads(file.read_text())
+        rows["categories"] = [row | {"name": f"nothing of ours {row['id']}"} for row in rows["categories"]]
+        file.write_text(json.dumps(rows))
+    data = dk.Dataset.open(other / "scenes")
+    for wrong in ({"data": data}, {"images": 0}, {"device": "cuda"}, {"top": 0}, {"weights": "coco"}):
+        with pytest.raises(DeimkitError):
+            dk.export(detector, out, progress=False, **{"size": 32, **wrong})
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before, wrong
+
+
+def test_int8_does_not_look_at_the_images_that_judge_it(detector: Detector, tmp_path: Path) -> None:
+    data = scenes(tmp_path, train=3, val=4)
+    out = tmp_path / "m.onnx"
+    done = export_detector(detector, out, precision="int8", split=data.val, images=2, calibration=data.train)
+    assert done.made == "calibrated on images of train" and done.card.precision == "int8"
+    assert "leaves out" in export_detector(detector, out, precision="int8", split=data.val, images=2).made
+    assert "measured on too" in export_detector(detector, out, precision="int8", split=data.val, images=4).made
+
+
+def test_an_untrained_detector_is_compared_with_nothing(tmp_path: Path) -> None:
+    done = dk.export("tiny", tmp_path / "t.onnx", size=64, progress=False)
+    assert done.parity.verdict == "compared" and "all alike" in str(done)
+
+
+def test_a_closed_session_says_so(detector: Detector, files: dict[str, Path]) -> None:
+    sizes = torch.tensor([[64, 96]])
+    for session in sessions(files, detector):
+        session.close()
+        with pytest.raises(DeployError, match="is closed. Open the file again"):
+            session.run(torch.rand(1, 3, 64, 96), sizes)
+
+
+def test_a_served_file_finds_nothing_in_no_image(files: dict[str, Path]) -> None:
+    for name in ("any", "two"):
+        assert Served(open_session(files[name], threads=1)).detect(torch.zeros(0, 3, 64, 96), torch.zeros(0, 2)) == []
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", scenes(tmp_path)).fit()
+    best = dk.Run(tmp_path / "run").best
+    state = torch.load(best, weights_only=False)
+    state["ema"]["shadow"]["gone.weight"] = torch.zeros(1)
+    torch.save(state, best)
+    with pytest.raises(CheckpointError, match="best.pt was written by another version.*gone.weight"):
+        dk.load(best)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"batches": ()}, r"from 1 on.*got \(\)"),
+        ({"batches": (1, 0)}, "from 1 on"),
+        ({"seconds": float("nan")}, "finite; got nan"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_first(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(DeployError, match=message):
+        dk.bench("tiny", **how)
+
+
+def test_each_file_is_measured_for_itself(files: dict[str, Path]) -> None:
+    report = dk.bench(str(files["one"]), str(files["any"]), device="cpu", seconds=0.05, progress=False)
+    assert [result.source for result in report.results] == ["one.onnx", "any.onnx"]
+    assert all(report.baseline(result) is result for result in report.results), "of two detectors there is no ratio"

@@ -37,6 +37,7 @@ ROOMS = [
     "recipes",
     "weights",
     "api",
+    "shipping",
     "examples",
     "arguments",
     "__main__",

@@ -49,7 +49,13 @@ def test_an_engine_is_built_kept_and_held_against_torch(
     assert written(tensorrt(), asked[1]) == way[0]
     done = export_detector(detector, tmp_path / "m.engine", "tensorrt", asked[1], device="cpu")
     assert not machine.violations
-    assert read_card(tmp_path / "m.onnx").precision == way[0], "the file to build it from anew, on another GPU"
+    kept = done.path.with_suffix(".onnx")
+    assert read_card(kept).precision == way[0], "the file to build it from anew, on another GPU"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "ready.onnx",
+        *(done.path.name + end for end in ("", ".json", ".parity.json")),
+        kept.name,
+    }
     assert done.card.precision == asked[1] and done.made.startswith(way[1]) and done.made in str(done)
     assert done.path.parent == tmp_path and done.path.name.startswith("m_tesla-t4_")
     assert parity_file(done.path).is_file() and done.parity.verdict == "compared"

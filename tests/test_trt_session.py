@@ -107,7 +107,7 @@ def test_too_many_images_are_refused_and_the_session_lives_on(tmp_path: Path, mo
         (torch.rand(2, 3, 8, 8), torch.full((2, 2), 8), r"float32 \(1, 3, 8, 8\)"),
         (torch.rand(1, 3, 8, 9), torch.full((1, 2), 8), r"float32 \(1, 3, 8, 8\)"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.full((1, 2), 8), "got uint8"),
-        (torch.rand(1, 3, 8, 8), torch.full((2,), 8), r"Expected sizes \(1, 2\).*got \(2,\)"),
+        (torch.rand(1, 3, 8, 8), torch.full((2,), 8), r"Expected sizes as int64 \(1, 2\).*got int64 \(2,\)"),
     ],
 )
 def test_wrong_inputs_are_refused_before_they_are_copied(

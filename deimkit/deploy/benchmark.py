@@ -39,21 +39,24 @@ def compare(
     batches: Sequence[int] = (1,),
     method: Method = USUAL,
     claimed_ms: Mapping[str, float | None] | None = None,
+    sources: Sequence[str] | None = None,
     clock: Clock | None = None,
 ) -> Report:
     """Measure sessions in turn at each batch size, and what the machine was doing meanwhile.
 
-    The first session of a recipe is what its others are compared with at each size: give the plain one first. One that
-    takes other sizes only is left out there, with a remark. claimed_ms: latencies that papers claim, by recipe name.
+    The first session of a source and input size is what its others are compared with: give the plain one first. One
+    that takes other batches only is left out there, with a remark. claimed_ms: latencies that papers claim, by recipe
+    name. sources: of which detector each session is, by default its recipe.
     Raises `DeployError` if no session takes any of the sizes, and what a session raises.
     """
     clock, claims = clock or Clock(), claimed_ms or {}
-    groups = {batch: [s for s in sessions if s.card.batch in (None, batch)] for batch in batches}
+    named = list(zip(sessions, sources or [s.card.recipe for s in sessions], strict=True))
+    groups = {batch: [entry for entry in named if takes(entry[0], batch)] for batch in batches}
     if not any(groups.values()) or min(groups) < 1:
-        takes = ", ".join(f"{s.name}: {s.card.batch or 'any'}" for s in sessions) or "none"
+        sizes = ", ".join(f"{s.name}: {s.card.batch or 'any'}" for s in sessions) or "none"
         raise DeployError(
             f"Expected sessions that take {' or '.join(map(str, batches)) or 'some number of'} images at a time; got "
-            f"{takes}. Export with that batch, or with any (batch=None)."
+            f"{sizes}. Export with that batch, or with any (batch=None)."
         )
     devices = [session.device for session in sessions]
     gpu = next((device for device in devices if device.type == "cuda"), None)
@@ -61,14 +64,19 @@ def compare(
     results: list[Result] = []
     with Observer(None if gpu is None else smi_name(gpu)) as observer, _Others() as others:
         for batch, group in groups.items():
-            results += _in_turn([_Contender(session, batch, method, clock) for session in group], claims)
+            results += _in_turn([_Contender(*entry, batch, method, clock) for entry in group], claims)
     remarks = [
-        f"{session.name} takes {session.card.batch} images at a time: not measured with {batch}."
-        for batch, group in groups.items()
+        f"{session.name} takes {session.most} images at a time: not measured with {batch}."
+        for batch in groups
         for session in sessions
-        if session not in group
+        if not takes(session, batch)
     ]
     return Report(machine, method, tuple(results), started, tuple(observer.samples), others.share, tuple(remarks))
+
+
+def takes(session: Session, batch: int) -> bool:
+    """Whether a session runs so many images at a time."""
+    return session.card.batch in (None, batch) and batch <= (session.most or batch)
 
 
 def _in_turn(contenders: list[_Contender], claims: Mapping[str, float | None]) -> Iterator[Result]:
@@ -84,7 +92,8 @@ def _in_turn(contenders: list[_Contender], claims: Mapping[str, float | None]) -
 class _Contender:
     """A session with a batch of its own to run, and all times so far."""
 
-    def __init__(self, session: Session, batch: int, method: Method, clock: Clock) -> None:
+    def __init__(self, session: Session, source: str, batch: int, method: Method, clock: Clock) -> None:
+        self.source = source
         self.session, self.batch, self.method, self.clock = session, batch, method, clock
         height, width = session.card.size
         images = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -138,6 +147,7 @@ class _Contender:
         card = self.session.card
         return Result(
             name=self.session.name,
+            source=self.source,
             card=card,
             hardware=hardware(self.session.device),
             batch=self.batch,

@@ -45,7 +45,7 @@ class Card:
         try:
             categories, size = CategoryMap.from_dict(told["categories"]), (int(told["size"][0]), int(told["size"][1]))
             return Card(**{**told, "categories": categories, "size": size})
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise DeployError(
                 f"Expected the description that `deimkit export` writes; got {sorted(told)} ({error}). "
                 "Export the detector anew with this version."

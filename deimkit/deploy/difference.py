@@ -22,6 +22,7 @@ from deimkit.structures import Predictions
 Floats = NDArray[np.float64]
 
 BOX_REACH, SCORE_REACH = 0.05, 0.1  # a pair this far apart, in sides of the image or in score, is no pair
+MOST = 300  # detections of an image that are compared, as pairing more takes time by the cube of their number
 SEEN = 0.05  # an image is silent if no score reaches this
 
 
@@ -34,7 +35,8 @@ class Difference:
     moved: pairs in another order than before. lost, extra: detections that only the first, only the second has.
     border: the same, but where the score ties with the last that the other one kept, so that chance decided.
     relabelled: detections of the same place and score, but of another class. nonfinite, silent: images in which the
-    second has NaN or infinity, or has no detection of any confidence while the first has.
+    second has NaN or infinity, or has no detection of any confidence while the first has. unsorted: images in which
+    the second's scores do not descend.
     """
 
     images: int = 0
@@ -49,6 +51,7 @@ class Difference:
     relabelled: int = 0
     nonfinite: int = 0
     silent: int = 0
+    unsorted: int = 0
 
     def __add__(self, other: Difference) -> Difference:
         matched = self.matched + other.matched
@@ -66,6 +69,7 @@ class Difference:
             relabelled=self.relabelled + other.relabelled,
             nonfinite=self.nonfinite + other.nonfinite,
             silent=self.silent + other.silent,
+            unsorted=self.unsorted + other.unsorted,
         )
 
     @property
@@ -106,7 +110,7 @@ def compare(
             f"Expected two answers to the same images; got answers to {len(ours['boxes'])} and {len(theirs['boxes'])} "
             f"for {len(sizes)} sizes."
         )
-    top = next((len(answer["scores"][0]) for answer in (ours, theirs) if len(sizes) and "scores" in answer), 300)
+    top = next((len(answer["scores"][0]) for answer in (ours, theirs) if len(sizes) and "scores" in answer), MOST)
     mine, other = _found(ours, sizes, top), _found(theirs, sizes, top)
     if None in mine:
         raise NonFiniteError(
@@ -130,7 +134,7 @@ def _found(answer: dict[str, Tensor], sizes: Tensor, top: int) -> list[Found | N
     sides = sizes.amax(1).double().cpu()[:, None, None]
     boxes, scores = (answer["boxes"].double().cpu() / sides).numpy(), answer["scores"].double().cpu().numpy()
     images = zip(boxes, scores, answer["labels"].cpu().numpy(), finite, strict=True)
-    return [Found(b, s, c) if is_finite else None for b, s, c, is_finite in images]
+    return [Found(b[:MOST], s[:MOST], c[:MOST]) if is_finite else None for b, s, c, is_finite in images]
 
 
 def _of_image(a: Found, b: Found, slack: float, above: float) -> Difference:
@@ -157,6 +161,7 @@ def _of_image(a: Found, b: Found, slack: float, above: float) -> Difference:
         border=int((a.scores[tied] >= above).sum() + (b.scores[tied_there] >= above).sum()),
         relabelled=int((relabelled >= above).sum()),
         silent=int(a.scores.max(initial=0.0) >= SEEN > b.scores.max(initial=0.0)),
+        unsorted=int((np.diff(b.scores) > slack).any()),
     )
 
 

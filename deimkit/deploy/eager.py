@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -68,7 +69,7 @@ class TorchSession(Session):
 
     def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """As `Session.run`."""
-        self.expect(images)
+        self.expect(images, sizes)
         with torch.no_grad(), exact():
             if self._graphs is None:
                 return dict(zip(self.card.outputs, self._module(images, sizes), strict=True))
@@ -78,6 +79,7 @@ class TorchSession(Session):
 
     def close(self) -> None:
         """As `Session.close`."""
+        self.closed = True
         self._module, self._graphs = None, None
 
 
@@ -104,13 +106,19 @@ class Replay:
         return tuple(self.outputs)
 
 
-def exact() -> AbstractContextManager[None]:
-    """FP32 that is meant: torch would round what goes into convolutions to TF32 on GPUs."""
-    cudnn = torch.backends.cudnn
-    flags: AbstractContextManager[None] = cudnn.flags(
-        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
-    )
-    return flags
+@contextmanager
+def exact() -> Iterator[None]:
+    """FP32 that is meant: torch would round what goes into convolutions, and into products if asked, on GPUs."""
+    backends: Any = torch.backends  # whose stubs do not know all of it
+    parts = (backends.cudnn.conv, backends.cuda.matmul)
+    kept = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for part, precision in zip(parts, kept, strict=True):
+            part.fp32_precision = precision
 
 
 def described(device: torch.device) -> str:

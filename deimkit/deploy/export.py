@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,15 +15,15 @@ from typing import Any
 
 from deimkit.data.split import Split
 from deimkit.deploy.card import PRECISIONS, Card
-from deimkit.deploy.onnx_file import write_onnx, written_whole
+from deimkit.deploy.onnx_file import write_onnx
 from deimkit.deploy.open_file import RUNTIMES, open_session
-from deimkit.deploy.parity import Parity, prove
+from deimkit.deploy.parity import Parity, prove, spread
 from deimkit.deploy.quantize import write_int8
 from deimkit.errors import DeployError
+from deimkit.evaluation.measure import common_classes
 from deimkit.models.detector import Detector
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine"}
-MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
 AT_MOST = 8  # images that an engine for any number of them takes
 
 
@@ -67,33 +68,37 @@ def export_detector(
     batch: int | None = 1,
     split: Split | None = None,
     images: int = 100,
+    calibration: Split | None = None,
     device: str | None = None,
     note: Callable[[str], None] | None = None,
     **how: Any,
 ) -> Exported:
     """Write `detector` to `path` as "onnx", "openvino" or "tensorrt", and hold it against torch in what runs it here.
 
-    precision: "fp32", "fp16", or "int8", which looks at images of `split`. split: annotated images; `images` of them
-    measure AP, without which nothing is called verified. device: the GPU that an engine is for, and where the file is
-    tried, as of `open_session`. batch, how: as of `write_onnx`. The report is written beside the file, as
-    .parity.json. note: called with what is being done. Raises `DeployError`.
+    precision: "fp32", "fp16" or "int8". split: annotated images; `images` of them measure AP, without which nothing is
+    called verified. calibration: images that INT8 looks at, by default those of the split that AP leaves out. device:
+    the GPU that an engine is for, and where the file is tried, as of `open_session`. batch, how: as of `write_onnx`.
+    The report is written beside the file, as .parity.json, with the file's SHA-256. Both are there at the end or
+    neither is. note: called with what is being done. Raises `DeployError`.
     """
     path, tell = Path(path), note or (lambda _: None)
-    expect(path, format, precision, split)
-    with tempfile.TemporaryDirectory() as folder:
-        onnx = path if format == "onnx" and precision != "int8" else Path(folder) / f"{path.stem}.onnx"
-        tell(f"writing {onnx.name} as ONNX")
-        card = write_onnx(detector, onnx, batch=batch, precision=_typed(format, precision), **how)
-        if precision == "int8":
-            assert split is not None
+    expect(detector, path, format, precision, split, images, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        onnx = Path(folder) / f"{path.stem}.onnx"
+        tell(f"writing {onnx.name}")
+        card, made = write_onnx(detector, onnx, batch=batch, precision=_typed(format, precision), **how), ""
+        if precision == "int8" and split is not None:
+            seen, made = _calibration(split, images, calibration)
             tell("looking how large the numbers get, for INT8")
-            quantised = path if format == "onnx" else onnx.with_suffix(".int8.onnx")
-            card, onnx = write_int8(onnx, quantised, split), quantised
-        file, card, made = FORMATS[format](onnx, path, card, precision, device)
-    parity = hold_against(detector, file, split, images, device, tell)
-    with written_whole(parity_file(file)) as beside:
-        beside.write_text(json.dumps(parity.to_dict(), indent=1), encoding="utf-8")
-    return Exported(file, card, parity, made)
+            card = write_int8(onnx, onnx, seen)
+        files, card, way = FORMATS[format](onnx, Path(folder) / path.name, card, precision, device)
+        parity = hold_against(detector, files[-1], split, images, device, tell)
+        report = parity.to_dict() | {"sha256": hashlib.sha256(files[-1].read_bytes()).hexdigest()}
+        parity_file(files[-1]).write_text(json.dumps(report, indent=1), encoding="utf-8")
+        for file in (*files, parity_file(files[-1])):
+            file.replace(path.parent / file.name)
+    return Exported(path.parent / files[-1].name, card, parity, ", ".join(filter(None, (way, made))))
 
 
 def hold_against(
@@ -105,16 +110,29 @@ def hold_against(
     note: Callable[[str], None] | None = None,
 ) -> Parity:
     """How a deployed file compares with its detector, in every runtime that is installed here and opens it."""
-    there = [name for name in RUNTIMES[path.suffix] if MODULES[name] in sys.modules or find_spec(MODULES[name])]
-    there = [name for name in there if name != "openvino" or device in (None, "cpu")]
+    runtimes = RUNTIMES[path.suffix]
+    there = [name for name in runtimes if name in sys.modules or find_spec(name)]
+    there = [name for name in there if name != "openvino" or device in (None, "cpu")] or there[:1]
     if not there:
-        raise DeployError(
-            f"{path} is written, but nothing here runs it, so it is not held against torch: "
-            f"pip install {' or '.join(RUNTIMES[path.suffix])}."
-        )
+        raise DeployError(f"Nothing here runs {path.suffix} files, to hold one against torch: {_install(runtimes)}")
     with ExitStack() as stack:
         sessions = [stack.enter_context(open_session(path, name, device)) for name in there]
         return prove(detector, sessions, split, count=images, note=note)
+
+
+def _install(runtimes: Sequence[str]) -> str:
+    return f"pip install {' or '.join(runtimes)}."
+
+
+def _calibration(split: Split, images: int, calibration: Split | None) -> tuple[Split, str]:
+    """The images that INT8 looks at, and in words where they are from; not those of AP if there are others."""
+    if calibration is not None and len(calibration):
+        return calibration, f"calibrated on images of {calibration.name}"
+    chosen = set(spread(split, images).ids)
+    others = [i for i, id_ in enumerate(split.ids) if id_ not in chosen]
+    if others:
+        return split.take(others), f"calibrated on images of {split.name} that AP leaves out"
+    return split, f"calibrated on the images of {split.name} that AP is measured on too"
 
 
 def parity_file(path: Path) -> Path:
@@ -122,8 +140,16 @@ def parity_file(path: Path) -> Path:
     return path.with_suffix(path.suffix + ".parity.json")
 
 
-def expect(path: Path, format: str, precision: str, split: Split | None) -> None:
-    """Raise `DeployError` for what cannot be exported so, before anything is written."""
+def expect(
+    detector: Detector,
+    path: Path,
+    format: str,
+    precision: str,
+    split: Split | None,
+    images: int,
+    device: str | None,
+) -> None:
+    """Raise `DeployError` or `DataError` for what cannot be exported and proved so, before anything is written."""
     if format not in SUFFIXES:
         raise DeployError(f"format is one of {', '.join(SUFFIXES)}; got {format!r}.")
     if precision not in PRECISIONS:
@@ -132,6 +158,12 @@ def expect(path: Path, format: str, precision: str, split: Split | None) -> None
         raise DeployError(f"A file of format {format} ends in {SUFFIXES[format]}; got {str(path)!r}.")
     if precision == "int8" and split is None:
         raise DeployError("INT8 has to see images, to know how large the numbers get: give data= (--data).")
+    if images < 1:
+        raise DeployError(f"images, of which AP is measured, must be at least 1; got {images}.")
+    if format == "openvino" and device not in (None, "cpu"):
+        raise DeployError(f"OpenVINO is used on the CPU here; got device={device!r}.")
+    if split is not None:
+        common_classes(detector.categories, split.categories)
     if format == "tensorrt":
         from deimkit.deploy.trt.library import tensorrt
 
@@ -150,29 +182,33 @@ def _typed(format: str, precision: str) -> str:
     return written(tensorrt(), precision)
 
 
-def _as_onnx(onnx: Path, path: Path, card: Card, precision: str, device: str | None) -> tuple[Path, Card, str]:
-    return path, card, ""
+def _as_onnx(onnx: Path, path: Path, card: Card, precision: str, device: str | None) -> Made:
+    return [onnx], card, ""
 
 
-def _as_openvino(onnx: Path, path: Path, card: Card, precision: str, device: str | None) -> tuple[Path, Card, str]:
+def _as_openvino(onnx: Path, path: Path, card: Card, precision: str, device: str | None) -> Made:
     from deimkit.deploy.vino import write_openvino
 
-    return path, write_openvino(onnx, path), ""
+    card = write_openvino(onnx, path)
+    return [path.with_suffix(".bin"), path], card, ""
 
 
-def _as_tensorrt(onnx: Path, path: Path, card: Card, precision: str, device: str | None) -> tuple[Path, Card, str]:
-    """The engine beside `path`, under a name that says which GPU and TensorRT it is for."""
+def _as_tensorrt(onnx: Path, path: Path, card: Card, precision: str, device: str | None) -> Made:
+    """The engine, under a name that says which GPU and TensorRT it is for, and what it can be built from anew."""
     from deimkit.deploy.trt.build import build
+    from deimkit.deploy.trt.key import sidecar
     from deimkit.deploy.trt.plan import Plan
 
-    plan = Plan(precision=precision, timing_cache=path.with_suffix(".timing"), batches=(1, 1, AT_MOST))
-    kept = path.with_suffix(".onnx")
-    kept.write_bytes(onnx.read_bytes())  # what the engine is built from anew on another machine
-    built = build(kept, card, plan, device=device or "cuda")
-    return built.path, built.card, built.recipe
+    plan = Plan(precision=precision, batches=(1, 1, AT_MOST))
+    built = build(onnx, card, plan, device=device or "cuda")
+    kept = onnx.replace(built.path.with_suffix(".onnx"))
+    return [kept, sidecar(built.path), built.path], built.card, built.recipe
 
 
-FORMATS: dict[str, Callable[[Path, Path, Card, str, str | None], tuple[Path, Card, str]]] = {
+# How an ONNX file becomes a file of a format: what was written, the file itself at the end, its card, and the way to
+# its precision where that is the runtime's.
+Made = tuple[list[Path], Card, str]
+FORMATS: dict[str, Callable[[Path, Path, Card, str, str | None], Made]] = {
     "onnx": _as_onnx,
     "openvino": _as_openvino,
     "tensorrt": _as_tensorrt,

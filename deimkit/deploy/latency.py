@@ -21,7 +21,9 @@ BUSY = 0.1  # the share of the processors from which on other work is mentioned
 
 @dataclass(frozen=True)
 class Result:
-    """One session at one batch size. name: runtime, version, device. hardware: what the device calls itself.
+    """One session at one batch size. name: runtime, version, device. source: of which detector it is, in a word.
+
+    hardware: what the device calls itself.
 
     wall: from the call until the device is done, images on the device already. gpu: the same calls by CUDA events, or
     None without CUDA. copies: images copied from the host's pinned memory and results back; None where host and device
@@ -39,11 +41,18 @@ class Result:
     first_s: float
     warm: bool
     claimed_ms: float | None = None
+    source: str = ""
 
     @property
     def label(self) -> str:
         """What it is in a table."""
-        known = [self.card.recipe, self.name, self.card.precision, "" if self.card.postprocess else "raw outputs"]
+        size = f"{self.card.size[0]} x {self.card.size[1]}"
+        known = [
+            f"{self.source} {size}".strip(),
+            self.name,
+            self.card.precision,
+            "" if self.card.postprocess else "raw outputs",
+        ]
         return ", ".join(filter(None, known))
 
     @property
@@ -51,15 +60,21 @@ class Result:
         """Beside the paper's claim, or why it cannot stand there."""
         return beside_paper(self.claimed_ms, 1e3 * self.wall.median, self.name, self.hardware, self.card, self.batch)
 
+    def rivals(self, other: Result) -> bool:
+        """Whether the two can be compared: the same detector, input size and batch."""
+        ours, theirs = ((r.source, r.card.size, r.batch) for r in (self, other))
+        return ours == theirs
+
     def is_raw_of(self, other: Result) -> bool:
         """Whether this is the other one without post-processing."""
-        ours, theirs = ((r.name, r.batch, r.card.recipe, r.card.size, r.card.precision) for r in (self, other))
+        ours, theirs = ((r.name, r.batch, r.source, r.card.size, r.card.precision) for r in (self, other))
         return ours == theirs and other.card.postprocess and not self.card.postprocess
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, every call included."""
         return {
             "name": self.name,
+            "source": self.source,
             "card": self.card.to_dict(),
             "hardware": self.hardware,
             "batch": self.batch,
@@ -74,7 +89,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """Sessions side by side, on one machine, in one run. The first of each recipe and batch size is their baseline.
+    """Sessions side by side, on one machine, in one run; the first of each source, size and batch is the baseline.
 
     started: local time, ISO 8601. samples: how the GPU was doing. others: the share of the processors that was busy
     with something else, in [0, 1], or None where nobody tells. remarks: what else should be known.
@@ -90,8 +105,7 @@ class Report:
 
     def baseline(self, result: Result) -> Result:
         """What a result is compared with."""
-        key = result.card.recipe, result.batch
-        return next(other for other in self.results if (other.card.recipe, other.batch) == key)
+        return next(other for other in self.results if other.rivals(result))
 
     def speedup(self, result: Result) -> Ratio:
         """How many times faster than its baseline a result is, copies left out; 1 for the baseline itself."""

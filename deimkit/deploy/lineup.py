@@ -22,8 +22,8 @@ from deimkit.models.detector import Detector
 class Lineup:
     """A detector, and how all runtimes are to run it.
 
-    folder: where exported files are put. recipe: its name. batch: images at a time, or None for any number. compile:
-    let torch compile it too, which takes minutes. All runtimes use as many threads as torch does.
+    folder: where exported files are put. recipe: its name. batches: images at a time; of several, files take any
+    number. compile: let torch compile it too, which takes minutes. All runtimes use as many threads as torch does.
     """
 
     detector: Detector
@@ -31,7 +31,7 @@ class Lineup:
     recipe: str = ""
     device: torch.device = torch.device("cpu")
     size: tuple[int, int] | None = None
-    batch: int | None = 1
+    batches: tuple[int, ...] = (1,)
     compile: bool = False
 
     def sessions(
@@ -43,12 +43,18 @@ class Lineup:
         with why a runtime is left out.
         """
         found: list[Session] = []
-        for precision in precisions:
-            for postprocess in (True, False) if raw else (True,):
-                if precision == "fp32" or self.device.type == "cuda":  # torch computes in FP16 on GPUs
-                    found += self._by_torch(precision, postprocess)
+        by_torch = dict.fromkeys(("fp32", *(precisions if self.device.type == "cuda" else ())))  # CPUs compute in FP32
+        for postprocess in (True, False) if raw else (True,):
+            for precision in by_torch:
+                found += self._by_torch(precision, postprocess)
+            for precision in precisions:
                 found += self._by_others(precision, postprocess, remark or (lambda _: None))
         return found
+
+    @property
+    def batch(self) -> int | None:
+        """Images at a time, or None for any number."""
+        return self.batches[0] if len(set(self.batches)) == 1 else None
 
     def _by_torch(self, precision: str, postprocess: bool) -> Iterator[Session]:
         ways: list[dict[str, Any]] = [{"deployed": False}, {}]
@@ -84,16 +90,16 @@ class Lineup:
 
         for opened in (_ort, _openvino) if self.device.type == "cpu" else (_ort, _tensorrt):
             try:
-                yield from opened(onnx, precision, self.device)
+                yield from opened(onnx, precision, self)
             except DeployError as error:
                 remark(f"left out: {error}")
 
 
-def _ort(onnx: Callable[[str], Path], precision: str, device: torch.device) -> list[Session]:
-    return [OrtSession(onnx(precision), device, torch.get_num_threads())]
+def _ort(onnx: Callable[[str], Path], precision: str, own: Lineup) -> list[Session]:
+    return [OrtSession(onnx(precision), own.device, torch.get_num_threads())]
 
 
-def _openvino(onnx: Callable[[str], Path], precision: str, device: torch.device) -> list[Session]:
+def _openvino(onnx: Callable[[str], Path], precision: str, own: Lineup) -> list[Session]:
     if find_spec("openvino") is None:
         raise DeployError("OpenVINO is not installed: pip install openvino.")
     from deimkit.deploy.vino import VinoSession
@@ -101,7 +107,7 @@ def _openvino(onnx: Callable[[str], Path], precision: str, device: torch.device)
     return [VinoSession(onnx(precision), torch.get_num_threads())]
 
 
-def _tensorrt(onnx: Callable[[str], Path], precision: str, device: torch.device) -> list[Session]:
+def _tensorrt(onnx: Callable[[str], Path], precision: str, own: Lineup) -> list[Session]:
     """An engine built for this GPU, launched kernel by kernel and as a CUDA graph."""
     from deimkit.deploy.trt.build import build
     from deimkit.deploy.trt.engine import TrtSession
@@ -110,5 +116,6 @@ def _tensorrt(onnx: Callable[[str], Path], precision: str, device: torch.device)
     from deimkit.deploy.trt.precision import written
 
     path = onnx(written(tensorrt(), precision))
-    built = build(path, read_card(path), Plan(precision=precision), device=str(device))
-    return [TrtSession(built.path, str(device), graph) for graph in (False, True)]
+    plan = Plan(precision=precision, batches=(min(own.batches), own.batches[0], max(own.batches)))
+    built = build(path, read_card(path), plan, device=str(own.device))
+    return [TrtSession(built.path, str(own.device), graph) for graph in (False, True)]

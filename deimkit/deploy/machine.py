@@ -61,9 +61,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured on. cores: that this process may use. threads: of torch. memory: bytes. versions: of packages.
+    """What was measured on.
 
-    threads_asked: OMP_NUM_THREADS, or "". gpu: None where nothing ran on one.
+    cores: that this process may use. threads: of torch. threads_asked: OMP_NUM_THREADS, or "". memory: bytes, 0 on
+    Windows. versions: of packages. gpu: None where nothing ran on one.
     """
 
     processor: str
@@ -85,7 +86,7 @@ class Machine:
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             threads=torch.get_num_threads(),
             threads_asked=os.environ.get("OMP_NUM_THREADS", ""),
-            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0,
             system=f"{platform.system()} {platform.release()} {platform.machine()}",
             python=platform.python_version(),
             versions=versions(),

@@ -50,6 +50,8 @@ def write_onnx(
     """
     onnx = needed("onnx")
     opset, exporter = _choice(precision, opset, exporter, batch, size := size or detector.size)
+    if top < 1:
+        raise DeployError(f"top must be at least 1 box per image; got {top}.")
     graph = Graph(detector, postprocess, top, torch.float16 if precision == "fp16" else torch.float32).cpu()
     images = torch.rand(EXAMPLES if batch is None else batch, 3, *size)
     inputs = (images, torch.tensor([size] * len(images))) if postprocess else (images,)

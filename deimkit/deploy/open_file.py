@@ -24,7 +24,7 @@ def open_session(
     threads: of one run on a CPU. graph: replay a CUDA graph (TensorRT). Raises `DeployError`.
     """
     file = Path(path)
-    known = RUNTIMES.get(file.suffix, ())
+    known = RUNTIMES.get(file.suffix.lower(), ())
     if not known:
         raise DeployError(f"Expected a file that ends in {', '.join(RUNTIMES)}; got {str(path)!r}.")
     chosen = runtime or known[0]

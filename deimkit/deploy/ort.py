@@ -34,11 +34,13 @@ class OrtSession(Session):
         self._session: Any = _opened(runtime, Path(path), options, self.device)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.name = f"ONNX Runtime {runtime.__version__} on {described(self.device)}"
+        half = self.card.precision == "fp16" and self.device.type == "cpu"
+        kept = ", FP16 weights" if half else ""  # CPUs compute in FP32
+        self.name = f"ONNX Runtime {runtime.__version__}{kept} on {described(self.device)}"
 
     def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """As `Session.run`."""
-        self.expect(images)
+        self.expect(images, sizes)
         given = {"images": images.contiguous(), "sizes": sizes.contiguous()}
         given = {name: given[name] for name in self.card.inputs}
         if self.device.type == "cpu":
@@ -63,6 +65,7 @@ class OrtSession(Session):
 
     def close(self) -> None:
         """As `Session.close`."""
+        self.closed = True
         self._session = None
 
 

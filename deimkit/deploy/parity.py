@@ -19,6 +19,7 @@ from deimkit.data.images import Pixels
 from deimkit.data.split import Split
 from deimkit.data.synthetic import Synthetic
 from deimkit.deploy.difference import Difference, compare
+from deimkit.deploy.eager import exact
 from deimkit.deploy.served import Served
 from deimkit.deploy.session import Session
 from deimkit.errors import DeployError, NonFiniteError
@@ -31,6 +32,7 @@ from deimkit.structures import Predictions
 
 PICTURES = 8  # images whose boxes and scores are compared
 ENOUGH = 20  # images for an AP that counts: a fault in one of seven would have shown with a probability of 95 %
+ALIKE = 0.01  # scores of an untrained detector; a trained one spreads them over most of [0, 1]
 LEAST_AP = 0.01  # of PyTorch; a detector that finds nothing cannot lose anything
 
 
@@ -100,7 +102,7 @@ class Contender:
 
     runtime: its name. size: (height, width) of the input. batches: images at a time, each of which was tried. every:
     the difference of all detections. held: of those that `tolerance` is about. accuracy: None if it was not measured.
-    postprocess: as of its `Card`.
+    postprocess: as of its `Card`. alike: whether PyTorch's scores hardly differ, so that nothing can be compared.
     """
 
     runtime: str
@@ -112,6 +114,7 @@ class Contender:
     tolerance: Tolerance
     accuracy: Accuracy | None = None
     postprocess: bool = True
+    alike: bool = False
 
     @property
     def name(self) -> str:
@@ -147,7 +150,9 @@ class Contender:
 
     def _apart(self) -> Iterator[str]:
         held, allowed = self.held, self.tolerance
-        if allowed.boxes is None or allowed.scores is None:
+        if self.every.unsorted:
+            yield f"Scores do not descend in {self.every.unsorted} of {self.every.images} images."
+        if allowed.boxes is None or allowed.scores is None or self.alike:
             return
         if held.unmatched > allowed.unmatched * held.detections:
             yield (
@@ -165,7 +170,9 @@ class Contender:
             yield f"AP differs by {points:+.2f} points; {self.tolerance.ap:.1f} is allowed."
 
     def _nothing_seen(self) -> Iterator[str]:
-        if not self.held.matched:
+        if self.alike:
+            yield "PyTorch's own scores are all alike, as of an untrained detector: there is no order to compare."
+        elif not self.held.matched:
             least = f" that scores {self.tolerance.above:g} or more" if self.tolerance.above else ""
             yield f"There was no detection{least} to compare: give pictures of what the detector knows."
 
@@ -285,6 +292,7 @@ def _contender(told: dict[str, Any]) -> Contender:
         tolerance=Tolerance(**told["tolerance"]),
         accuracy=None if accuracy is None else Accuracy(**accuracy),
         postprocess=told["postprocess"],
+        alike=told["alike"],
     )
 
 
@@ -373,7 +381,13 @@ class Reference:
             tolerance=tolerance,
             accuracy=accuracy,
             postprocess=card.postprocess,
+            alike=self._alike(card.size, card.top),
         )
+
+    def _alike(self, size: tuple[int, int], top: int) -> bool:
+        """Whether PyTorch's own scores hardly differ, so that rounding decides who is among the best."""
+        scores = self._answer(size, top)[2]["scores"]
+        return bool((scores[:, 0] - scores[:, -1]).max() < ALIKE)
 
     def _both(self, session: Session, batch: int) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]:
         """The two answers to all pictures, `batch` at a time, with the pictures' sizes; the last batch is filled up."""
@@ -386,11 +400,11 @@ class Reference:
     def _answer(self, size: tuple[int, int], top: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The pictures (n, 3, *size) in [0, 1], their own sizes (n, 2), and the best `top` detections in each."""
         if (size, top) not in self._answers:
-            images = self.images or pictures(PICTURES, size)
+            images = self.images or pictures(PICTURES, (size[0] * 3 // 2, size[1] * 5 // 4))  # of another shape
             shown = torch.stack([prepare(image, size) for image in images]).float().div_(255)
             sizes = torch.tensor([image.shape[:2] for image in images])
             weight = next(self.detector.parameters())
-            with predicting(self.detector):
+            with predicting(self.detector), exact():
                 parts = [self.detector(part.to(weight)) for part in shown.split(PICTURES)]
             preds = Predictions(torch.cat([p.logits for p in parts]).cpu(), torch.cat([p.boxes for p in parts]).cpu())
             found = dict(zip(("boxes", "scores", "labels"), best(preds, sizes, top), strict=True))
@@ -404,7 +418,8 @@ class Reference:
         size = session.card.size
         if size not in self._ap:
             tell(f"PyTorch, AP on {len(self.subset)} images")
-            self._ap[size] = _number(measure(self.detector, self.subset, size)["AP"])
+            with exact():
+                self._ap[size] = _number(measure(self.detector, self.subset, size)["AP"])
         tell(f"{session.name}, AP on {len(self.subset)} images")
         try:
             theirs = _number(measure(Served(session), self.subset, size)["AP"])

@@ -50,18 +50,18 @@ class Served:
 
         Where the file has a batch of its own, images are shown to it so many at a time, the last ones with gray beside.
         """
-        step = self.session.card.batch or len(images)
+        step = self.session.card.batch or self.session.most or max(len(images), 1)
         found: list[Detections] = []
         for start in range(0, len(images), step):
-            found += self._detect(images[start : start + step], sizes[start : start + step], step)
+            found += self._detect(images[start : start + step], sizes[start : start + step])
         return found
 
-    def _detect(self, images: Tensor, sizes: Tensor, batch: int) -> list[Detections]:
+    def _detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
         """The objects in at most as many images as the session takes."""
         card, device = self.session.card, self.session.device
         shown = images.to(device)
         shown = shown.float() if images.is_floating_point() else shown.float().div_(1 / card.scale)
-        missing = batch - len(shown)
+        missing = (card.batch or len(shown)) - len(shown)
         if missing:
             shown = torch.cat([shown, shown.new_full((missing, *shown.shape[1:]), 0.5)])
         given = torch.cat([sizes, sizes.new_ones(missing, 2)]).to(device, torch.int64)

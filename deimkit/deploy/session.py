@@ -21,6 +21,12 @@ class Session(ABC):
     card: Card
     name: str
     device: torch.device
+    closed = False
+
+    @property
+    def most(self) -> int | None:
+        """The most images that one run takes, or None for any number."""
+        return self.card.batch
 
     @abstractmethod
     def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
@@ -36,16 +42,23 @@ class Session(ABC):
     def close(self) -> None:
         """Let go of the runtime's memory; nothing runs afterwards."""
 
-    def expect(self, images: Tensor) -> None:
-        """Raise `DeployError` unless the graph takes images of this shape and type."""
+    def expect(self, images: Tensor, sizes: Tensor) -> None:
+        """Raise `DeployError` unless the session is open and its graph takes inputs of these shapes and types."""
+        if self.closed:
+            raise DeployError(f"{self.name} is closed. Open the file again.")
         card = self.card
         right = images.ndim == 4 and images.shape[0] == (card.batch or images.shape[0]) and len(images) > 0
         if not right or tuple(images.shape[1:]) != (3, *card.size) or images.dtype != torch.float32:
             batch = "B" if card.batch is None else card.batch
             raise DeployError(
                 f"{self.name} takes images as float32 ({batch}, 3, {card.size[0]}, {card.size[1]}) in [0, 1]; got "
-                f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}. `predict` brings pictures to that; "
-                "another size or batch is another export."
+                f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}. Another size or "
+                "batch is another export."
+            )
+        if tuple(sizes.shape) != (len(images), 2) or sizes.dtype != torch.int64:
+            raise DeployError(
+                f"Expected sizes as int64 ({len(images)}, 2), a (height, width) each; got "
+                f"{str(sizes.dtype).removeprefix('torch.')} {tuple(sizes.shape)}."
             )
 
     def __enter__(self) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import binom
 
 from deimkit.errors import DeployError
 
@@ -114,9 +114,8 @@ class Ratio:
     def of(above: Timing, below: Timing) -> Ratio:
         """The ratio of two timings whose rounds were measured in turn."""
         ratios = sorted(a / b for a, b in zip(above.medians, below.medians, strict=True))
-        n, half = len(ratios), 0.98 * math.sqrt(len(ratios))
-        low, high = max(math.floor(n / 2 - half), 0), min(math.ceil(n / 2 + half) - 1, n - 1)
-        return Ratio(median(ratios), ratios[low], ratios[high])
+        left = max(int(binom.ppf(0.025, len(ratios), 0.5)), 1) - 1  # ratios on either side of the interval
+        return Ratio(median(ratios), ratios[left], ratios[-1 - left])
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"

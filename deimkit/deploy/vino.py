@@ -13,6 +13,8 @@ from deimkit.deploy.onnx_file import KEY, needed, read_card, written_whole
 from deimkit.deploy.session import Session
 from deimkit.errors import DeployError
 
+KEPT = 4  # batch sizes that a session stays compiled for; each takes as much memory as the first
+
 
 class VinoSession(Session):
     """An ONNX file, or the .xml that `write_openvino` made of it, run by OpenVINO on the CPU.
@@ -30,16 +32,19 @@ class VinoSession(Session):
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
-        self.name = f"OpenVINO {openvino.__version__.split('-')[0]} on CPU"
-        self._requests: dict[int, Any] = {}
+        kept = ", FP16 weights" if self.card.precision == "fp16" else ""  # computed in FP32, as asked for above
+        self.name = f"OpenVINO {openvino.__version__.split('-')[0]}{kept} on CPU"
+        self._requests: dict[int, Any] = {}  # by batch, the one used last at the end
 
     def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """As `Session.run`."""
-        self.expect(images)
-        if len(images) not in self._requests:
-            self._requests[len(images)] = self._compiled(len(images))
+        self.expect(images, sizes)
+        request = self._requests.pop(len(images), None) or self._compiled(len(images))
+        self._requests[len(images)] = request
+        if len(self._requests) > KEPT:
+            del self._requests[next(iter(self._requests))]
         given = dict(zip(self.card.inputs, (images.contiguous(), sizes.contiguous()), strict=False))
-        found = self._requests[len(images)].infer({name: x.numpy() for name, x in given.items()}, share_inputs=True)
+        found = request.infer({name: x.numpy() for name, x in given.items()}, share_inputs=True)
         return {name: torch.from_numpy(found[name].copy()) for name in self.card.outputs}
 
     def _compiled(self, batch: int) -> Any:
@@ -50,6 +55,7 @@ class VinoSession(Session):
 
     def close(self) -> None:
         """As `Session.close`."""
+        self.closed = True
         self._requests, self._model, self._core = {}, None, None
 
 
@@ -59,9 +65,9 @@ def write_openvino(onnx: str | Path, path: str | Path) -> Card:
     card = read_card(onnx)
     model = _read(openvino.Core(), Path(onnx))
     model.set_rt_info(card.to_json(), KEY)
-    with written_whole(path.with_suffix(".bin")) as weights:
-        openvino.save_model(model, str(weights.with_suffix(".xml")), compress_to_fp16=False)
-        weights.with_suffix(".xml").replace(path)
+    with written_whole(path) as file, written_whole(path.with_suffix(".bin")) as weights:  # weights arrive first
+        openvino.save_model(model, str(file), compress_to_fp16=False)
+        file.with_suffix(".bin").replace(weights)
     return card
 
 

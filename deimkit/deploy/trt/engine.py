@@ -77,11 +77,7 @@ class TrtSession(Session):
 
     def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """See `Session.run`."""
-        if self._context is None:
-            raise DeployError(f"{self.name} is closed. Open the engine again.")
-        self.expect(images)
-        if tuple(sizes.shape) != (len(images), 2):
-            raise DeployError(f"Expected sizes ({len(images)}, 2), a (height, width) each; got {tuple(sizes.shape)}.")
+        self.expect(images, sizes)
         with self._cuda.ours() as stream:
             bound = self._bound
             if bound is None or bound.batch != len(images):
@@ -96,6 +92,18 @@ class TrtSession(Session):
                     bound.replay = self._cuda.record(lambda: self._enqueue(stream))
         found = {name: bound.buffers[name] for name in self.card.outputs}
         return {name: x.to(torch.int64 if name == "labels" else torch.float32) for name, x in found.items()}
+
+    @property
+    def most(self) -> int | None:
+        """The most images that the engine was built for."""
+        return self._batches()[2]
+
+    def _batches(self) -> tuple[int, int, int]:
+        """The (fewest, usual, most) images that the engine was built for."""
+        if self.card.batch is not None:
+            return (self.card.batch,) * 3
+        fewest, usual, most = (int(shape[0]) for shape in self._engine.get_tensor_profile_shape("images", 0))
+        return fewest, usual, most
 
     def _bind(self, batch: int) -> Bound:
         """Set the context up for so many images: shapes first, as the outputs' follow from them, then addresses."""
@@ -121,7 +129,7 @@ class TrtSession(Session):
 
     def _refuse(self, batch: int) -> NoReturn:
         """Say that the engine was not built for so many images."""
-        fewest, _, most = (shape[0] for shape in self._engine.get_tensor_profile_shape("images", 0))
+        fewest, _, most = self._batches()
         raise DeployError(
             f"{self.name} was built for {fewest} to {most} images at a time; got {batch} ({complaint(self._trt)}). "
             "Build it with other `batches`."
@@ -134,6 +142,7 @@ class TrtSession(Session):
 
     def close(self) -> None:
         """Let go of the graph, the buffers, the context, the engine and the runtime, in this order."""
+        self.closed = True
         self._cuda.finish()
         self._bound = None
         self._context = None

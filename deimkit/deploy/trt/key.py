@@ -90,7 +90,7 @@ def read(engine: Path) -> tuple[Card, Key, str]:
         missing = path if engine.is_file() else engine
         raise DeployError(
             f"{missing} does not exist. An engine needs the file beside it that says what it is: build it with "
-            "`deimkit export ... --format engine`, and move the two together."
+            "`deimkit export ... --format tensorrt`, and move the two together."
         )
     try:
         told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

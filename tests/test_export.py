@@ -111,6 +111,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_no_path_of_this_machine_is_in_a_file(files: dict[str, Path]) -> None:
+    here = str(Path(dk.__file__).parent).encode()
+    assert not [name for name, path in files.items() if here in path.read_bytes() or b".py" in path.read_bytes()]
+
+
 @pytest.mark.parametrize(("how", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_exported_is_refused(
     detector: Detector, tmp_path: Path, how: dict[str, Any], message: str

@@ -74,6 +74,7 @@ def write_onnx(
         model = onnx.load(str(file))
         _expect_opset(model, card)
         _say_shapes(model, card, shapes)
+        _forget_sources(model)
         write_card(model, card)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, str(file))
@@ -214,6 +215,13 @@ def _expect_opset(model: Any, card: Card) -> None:
             f"Asked for opset {card.opset}, and torch {torch.__version__} wrote {written.get('')} by {card.exporter}. "
             f"Ask for that one, or for the other exporter."
         )
+
+
+def _forget_sources(model: Any) -> None:
+    """Leave out what torch writes beside every node: the lines of source it is from, with the paths of this machine."""
+    for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def _say_shapes(model: Any, card: Card, shapes: list[tuple[int, ...]]) -> None:

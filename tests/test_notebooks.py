@@ -133,6 +133,27 @@ PROBES = {
         "broken": [broken.coco["AP"], dear["class"], dear["location"], int(np.trace(table))],
         "written": sorted(str(path) for path in Path("runs/errors").iterdir()),
     }""",
+    "07_deploy_and_benchmark": """{
+        "fast": FAST,
+        "norms": [norms, kinds["BatchNormalization"]],
+        "apart": apart,
+        "verdicts": {name: each.parity.verdict for name, each in done.items()},
+        "rows": {name: float(gap.max()) for (name, _), gap in row_by_row.items()},
+        "pairs": {name: [d.box_max, d.score_max, d.matched, d.moved] for (name, _), d in by_library.items()},
+        "scores": far,
+        "stem": [float(x) for x in (inside, untidied.max(), honest.max())],
+        "naive": [len(seconds) for seconds in naive.values()],
+        "rounds": [len(result.wall.rounds) for result in report.results],
+        "ratios": list(ratios.values()),
+        "paper": [claim, alone.results[0].paper.ratio, alone.results[0].paper.words],
+        "checks": [check.name for check in checks],
+        "refusal": refusal,
+        "gpu": torch.cuda.is_available(),
+        "trade": list(trade.values()),
+        "runtimes": len(RUNTIMES),
+        "files": sorted(path.name for path in FILES.iterdir()),
+        "written": os.listdir(),
+    }""",
     "08_train_coco": """{
         "data": data.name,
         "classes": len(data.categories),
@@ -321,6 +342,23 @@ def check_error_analysis(said: dict[str, Any]) -> None:
     assert {Path(path).name for path in said["written"]} == {"sheet.html", "errors.html", "fixes.json", "vfl"}
 
 
+def check_deploy(said: dict[str, Any]) -> None:
+    assert said["fast"] and said["norms"][0] > 0 == said["norms"][1]
+    assert said["apart"][0] < 1e-3 and said["apart"][1] < 0.1
+    assert said["verdicts"] == {"fp32": "verified", "fp16": "verified"}
+    for box, score, matched, moved in said["pairs"].values():
+        assert box < 1e-2 and score < 2e-2 and 5_000 < matched <= 6_000 and moved >= 0
+    assert said["pairs"]["fp32"][0] < 1e-5 and said["rows"]["fp16"] > 10 * said["pairs"]["fp16"][0]
+    assert said["scores"]["FP32, onnxruntime"] < 1e-5 and max(said["stem"]) < 1e-4
+    assert said["naive"] == [20] * said["runtimes"] and said["rounds"] == [20] * (2 + said["runtimes"])
+    assert said["ratios"][0] == [1, 1, 1] and all(low <= middle <= high for middle, low, high in said["ratios"])
+    claim, ratio, words = said["paper"]
+    assert claim == 2.12 and ratio is None and words.startswith("not compared with the paper's 2.12 ms")
+    assert "a small graph" in said["checks"] and (said["gpu"] or "needs an NVIDIA GPU" in said["refusal"])
+    assert len(said["trade"]) == 1 + 2 * said["runtimes"] and all(ms > 0 and ap > 1 for ms, ap in said["trade"])
+    assert {"fp32.onnx", "fp32.onnx.parity.json", "fp16.onnx"} <= set(said["files"]) and said["written"] == ["runs"]
+
+
 CHECKS = {
     "00_quickstart": check_quickstart,
     "01_matching": check_matching,
@@ -329,6 +367,7 @@ CHECKS = {
     "04_dense_o2o": check_dense_o2o,
     "05_anatomy": check_anatomy,
     "06_error_analysis": check_error_analysis,
+    "07_deploy_and_benchmark": check_deploy,
     "08_train_coco": check_train_coco,
 }
 

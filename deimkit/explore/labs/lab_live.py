@@ -16,6 +16,7 @@ import numpy as np
 import traitlets
 from anywidget import AnyWidget
 from plotly.offline import get_plotlyjs
+from plotly.utils import PlotlyJSONEncoder
 
 from deimkit.errors import DeimkitError
 from deimkit.explore.frame import STYLE
@@ -55,7 +56,7 @@ class Chart(AnyWidget):
         """Let the page show a figure; again, even if it is the same, for a hand may have moved its shapes."""
         movable = any(shape.get("editable") for shape in drawing["layout"].get("shapes", ()))
         config = {"displaylogo": False, "responsive": True, "edits": {"shapePosition": movable}}
-        figure = json.dumps(drawing | {"config": config}, default=_typed, allow_nan=False)
+        figure = json.dumps(drawing | {"config": config}, cls=_Told)
         same = figure == self.figure
         self.words, self.figure = words, figure
         if same:
@@ -131,12 +132,15 @@ class Live:
             self._say(str(error))
 
 
-def _typed(values: Any) -> Any:
-    """Numpy's numbers as plotly.js reads them: fractions as their bytes, which is quicker than to spell them out."""
-    if values.dtype.kind != "f" or values.ndim == 0:
-        return values.tolist()
-    told = {"dtype": "f8", "bdata": b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()}
-    return told | ({"shape": ", ".join(map(str, values.shape))} if values.ndim > 1 else {})
+class _Told(PlotlyJSONEncoder):
+    """Drawings as plotly.js reads them, with null for what is not a number."""
+
+    def default(self, values: Any) -> Any:
+        """Numpy's numbers: fractions as their bytes, which is quicker than to spell them out."""
+        if values.dtype.kind != "f" or values.ndim == 0:
+            return values.tolist()
+        told = {"dtype": "f8", "bdata": b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()}
+        return told | ({"shape": ", ".join(map(str, values.shape))} if values.ndim > 1 else {})
 
 
 def _widget(control: Control, value: Any) -> Any:

@@ -31,7 +31,7 @@ AT_MOST = 8  # images that an engine for any number of them takes
 class Exported:
     """What an export wrote. path: the file. card: what it says of itself. parity: how it compares with torch.
 
-    made: how its precision was reached, where the runtime has a say in that (TensorRT), or "".
+    made: how its precision was reached, where TensorRT has a say in that, and which images INT8 looked at, or "".
     """
 
     path: Path

@@ -70,9 +70,8 @@ class FDRHeads(nn.Module):
         """
         state = state or self.begin(hidden, boxes)
         edges = self.box[layer](hidden + state.hidden)
-        edges = (
-            edges.reshape(*state.edges.shape[:3], len(self.W)) + state.edges
-        )  # (B, Q, 4 (R + 1)) -> (B, Q, 4, R + 1)
+        edges = edges.reshape(*state.edges.shape[:3], len(self.W))  # (B, Q, 4 (R + 1)) -> (B, Q, 4, R + 1)
+        edges = edges + state.edges
         chance = edges.softmax(-1)
         boxes = decode(state.anchors, (chance * full(self.W)).sum(-1), self.scale)
         preds = None

@@ -9,6 +9,7 @@ import re
 import sys
 import weakref
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deimkit.errors import DeimkitError
+from deimkit.explore import labs
 from deimkit.explore.frame import VIEW
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
 from deimkit.explore.labs.sheet import Drawing
@@ -160,15 +162,6 @@ def test_the_widget_follows_set_and_set_follows_the_widget() -> None:
     assert "annotations" not in shown(lab.set(kind="sin"))["layout"]
 
 
-def test_a_page_that_asks_for_the_library_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    lab, sent = Wave(), []
-    assert lab.live is not None
-    monkeypatch.setattr(type(lab.live.chart), "send", lambda self, message, buffers: sent.append((message, buffers)))
-    lab.live._heard(lab.live.chart, {"ask": "plotly"}, [])
-    ((message, (library,)),) = sent
-    assert message == {"answer": "plotly"} and b"plotly.js v" in library[:200] and len(library) > 1_000_000
-
-
 def test_a_dragged_shape_and_a_clicked_point_move_controls() -> None:
     lab = Wave()
     live = lab.live
@@ -211,32 +204,58 @@ def test_the_widget_hides_the_picture_beside_it(monkeypatch: pytest.MonkeyPatch)
     assert lab._live is None
 
 
-def test_the_first_lab_of_a_kernel_brings_the_library_and_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deimkit.explore.labs.lab_live import Chart
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library of a new kernel, and in `told` what it told the page."""
+    from deimkit.explore.labs.lab_live import Library
 
-    first, second = Wave(), Wave()
-    told: list[tuple[bool, bool]] = []
-    coming = [lab.live.chart for lab in (first, second) if lab.live]
-    monkeypatch.setattr("IPython.display.display", lambda *_, **__: told.append((coming[0].coming, coming[1].coming)))
-    monkeypatch.setattr(Chart, "brought", False)
-    sent: list[str] = []
-    monkeypatch.setattr(Chart, "send", lambda self, content, buffers=None: sent.append(content.get("answer")))
-    first._ipython_display_()
-    second._ipython_display_()
-    assert told == [(True, False)] * 2 + [(False, False)] * 2, "a page learns with the widget whether it is to ask"
-    assert sent.count("plotly") == 1
+    monkeypatch.setattr(Library, "_of_kernel", None)
+    library, told = Library.of_kernel(), []
+
+    def send(content: str, buffers: list[bytes]) -> None:
+        told.append((content, b"plotly.js v" in buffers[0][:200]))
+
+    monkeypatch.setattr(library, "send", send)
+    return SimpleNamespace(widget=library, told=told)
 
 
-def test_the_library_comes_even_if_the_picture_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deimkit.explore.labs.lab_live import Chart
+def test_the_first_lab_of_a_kernel_brings_the_library_and_no_later_one(
+    monkeypatch: pytest.MonkeyPatch, library: Any
+) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: told.append(library.widget.coming))
+    for _ in range(2):
+        lab = Wave()
+        lab._ipython_display_()
+        assert lab.live is not None and lab.live.chart.library is library.widget
+    assert told == [True, True, False, False], "a page learns with the widget whether it is to ask"
+    assert library.told == [("plotly", True)]
 
+
+def test_a_page_that_asks_is_sent_the_library(library: Any) -> None:
+    library.widget._handle_custom_msg("plotly", [])
+    library.widget._handle_custom_msg("plotly", [])
+    assert library.told == [("plotly", True)] * 2, "as often as it asks, for it may have been loaded again"
+    library.widget.bring()
+    assert len(library.told) == 2
+
+
+def test_the_library_comes_even_if_the_picture_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
     monkeypatch.setattr("IPython.display.display", lambda data, raw: None)
-    monkeypatch.setattr(Chart, "brought", False)
     lab = Wave()
     monkeypatch.setattr(lab, "still", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         lab._ipython_display_()
-    assert Chart.brought
+    assert library.told and not library.widget.coming
+
+
+def test_a_page_can_be_prepared_before_its_first_lab(monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
+    assert labs.prepare() == "they move" and not library.widget.coming and not library.told, "the page asks"
+    library.widget.close()
+    assert labs.prepare() == "they move" and library.widget.of_kernel() is not library.widget
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    monkeypatch.delitem(sys.modules, "deimkit.explore.labs.lab_live")
+    assert labs.prepare() == "pictures only; `pip install anywidget` lets them move"
 
 
 def test_without_widgets_the_picture_is_shown_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,9 +279,9 @@ def test_colab_is_asked_to_show_widgets(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_is_not_a_number_is_null_in_the_page() -> None:
     pytest.importorskip("ipywidgets")
-    from deimkit.explore.labs.lab_live import Chart
+    from deimkit.explore.labs.lab_live import Chart, Library
 
-    chart = Chart()
+    chart = Chart(library=Library.of_kernel())
     trace = {"type": "scatter", "x": [0.0, float("nan"), np.float64("nan")], "y": np.array([[1.0, np.nan]])}
     chart.show({"data": [trace], "layout": {"annotations": [{"text": "NaN"}]}}, "a gap")
     told = json.loads(chart.figure, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

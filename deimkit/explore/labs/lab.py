@@ -186,13 +186,13 @@ class Lab(ABC):
         if "google.colab" in sys.modules:  # which shows other people's widgets only if it is asked to
             sys.modules["google.colab"].output.enable_custom_widget_manager()
         if (live := self.live) is not None:
-            live.chart.coming = not live.chart.brought
+            live.chart.library.coming = not live.chart.library.sent
             display({VIEW: live.root.get_view_spec(), "text/plain": repr(self)}, raw=True)
         try:
             display(self.still(), raw=True)
         finally:
             if live is not None:
-                live.chart.bring()
+                live.chart.library.bring()  # after the picture, which would have to wait for it
 
 
 def _number(value: Any) -> str:

@@ -27,30 +27,56 @@ if TYPE_CHECKING:
     pass
 
 
-class Chart(AnyWidget):
-    """A plotly figure in a page: plotly's own widget sends the whole library for every figure, this one once a page.
+HERE = Path(__file__).parent
 
-    figure: data, layout and config as JSON. words: what it shows. covers: the class of what to hide once it is drawn.
-    coming: whether `bring` is about to send the library, so that a page need not ask. What a hand does to the figure
-    comes back as messages: "clicked" with trace, x and y of the points, and "dragged" with all shapes.
+
+class Library(AnyWidget):
+    """What draws charts: large, so it is brought to a page once for a kernel, and as a message, which no file keeps.
+
+    coming: whether `bring` is about to send it; the page asks for it otherwise. Its question is heard when a cell, or
+    all that are to run, are over.
     """
 
-    _esm = Path(__file__).with_name("chart.js")
+    _esm = HERE / "library.js"
+    coming = traitlets.Bool().tag(sync=True)
+    _of_kernel: Library | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = False
+        self.on_msg(self._answer)
+
+    @classmethod
+    def of_kernel(cls) -> Library:
+        """The only one of this kernel."""
+        if cls._of_kernel is None or cls._of_kernel.comm is None:
+            cls._of_kernel = cls()
+        return cls._of_kernel
+
+    def bring(self) -> None:
+        """Send it, unless it was sent."""
+        if not self.sent:
+            self._answer()
+        self.coming = False  # a page that was not ready to hear it asks
+
+    def _answer(self, *_: Any) -> None:
+        self.send("plotly", [get_plotlyjs().encode()])
+        self.sent = True
+
+
+class Chart(AnyWidget):
+    """A plotly figure in a page: plotly's own widget sends the whole library for every figure.
+
+    figure: data, layout and config as JSON. words: what it shows. covers: the class of what to hide once it is drawn.
+    library: what draws it. What a hand does to the figure comes back as messages: "clicked" with trace, x and y of the
+    points, and "dragged" with all shapes.
+    """
+
+    _esm = HERE / "chart.js"
     figure = traitlets.Unicode().tag(sync=True)
     words = traitlets.Unicode().tag(sync=True)
     covers = traitlets.Unicode().tag(sync=True)
-    coming = traitlets.Bool().tag(sync=True)
-    brought = False  # by any chart of this kernel
-
-    def bring(self) -> None:
-        """Send the library if a page waits for it; a page's question would be heard only when the cell is over."""
-        if self.coming:
-            self.send_library()
-            Chart.brought, self.coming = True, False
-
-    def send_library(self) -> None:
-        """Send the library to the pages that show this chart."""
-        self.send({"answer": "plotly"}, [get_plotlyjs().encode()])
+    library = traitlets.Instance(Library).tag(sync=True, **w.widget_serialization)
 
     def show(self, drawing: Drawing, words: str) -> None:
         """Let the page show a figure; again, even if it is the same, for a hand may have moved its shapes."""
@@ -70,7 +96,7 @@ class Live:
         self.lab = lab
         self._quiet = False  # while it moves controls itself
         self.controls = {control.name: _widget(control, lab.values[control.name]) for control in lab.controls()}
-        self.said, self.chart = w.HTML(), Chart(covers=lab.mark)
+        self.said, self.chart = w.HTML(), Chart(covers=lab.mark, library=Library.of_kernel())
         for name, widget in self.controls.items():
             widget.observe(lambda change, name=name: self._set(lambda: {name: change["new"]}), "value")
         self.chart.on_msg(self._heard)
@@ -112,9 +138,7 @@ class Live:
         self.said.value = f'<p role="status" aria-live="polite">{escape(words)}</p>'
 
     def _heard(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
-        """Answer a page that asks for the library, and follow the hand of a reader."""
-        if message.get("ask") == "plotly":
-            self.chart.send_library()
+        """Follow the hand of a reader."""
         for point in message.get("clicked", ()):
             self._set(partial(self.lab.clicked, point["trace"], point["x"], point["y"]))
         if "dragged" in message:

@@ -12,6 +12,7 @@ from deimkit.evaluation.coco import Results
 from deimkit.evaluation.errors import errors
 from deimkit.explore.findings import Findings
 from deimkit.explore.labs.error_lab import ErrorLab
+from deimkit.explore.labs.error_panels import _ends_of_runs
 from deimkit.explore.still import png
 from tests.scenes import random_results, random_split, split_of
 
@@ -115,3 +116,10 @@ def test_a_live_click_moves_the_controls() -> None:
     live: Any = lab.live
     live._heard(live.chart, {"clicked": [{"trace": "matrix", "x": 2, "y": 0}]}, [])
     assert live.controls["predicted"].value == "nothing" and "1 of 2" in live.said.value
+
+
+@pytest.mark.parametrize("recall", [[], [0.0], [0.0, 0.0, 0.0], [0.2, 0.2, 0.4], [0.2, 0.4, 0.4, 0.4, 0.4, 0.6]])
+def test_a_drawn_curve_has_the_corners_of_the_whole_one(recall: list[float]) -> None:
+    before, after = [None, *recall[:-1]], [*recall[1:], None]
+    corners = [k for k, value in enumerate(recall) if before[k] != value or after[k] != value]
+    assert _ends_of_runs(np.array(recall)).tolist() == corners

@@ -9,7 +9,7 @@ import numpy as np
 from deimkit.evaluation.coco import SIZES, in_range
 from deimkit.evaluation.overlaps import overlapping, xywh_of
 from deimkit.evaluation.precision import average_precision, best_threshold
-from deimkit.evaluation.verdicts import IGNORED, RIGHT, Array, assign, image_pairs, objects_of, passing
+from deimkit.evaluation.verdicts import IGNORED, RIGHT, Array, assign, objects_of
 
 if TYPE_CHECKING:
     from deimkit.evaluation.errors import Errors
@@ -90,7 +90,7 @@ def confusions(errors: Errors, threshold: float) -> Confusions:
     split, results, nothing = errors.split, errors.results, len(errors.split.categories)
     objects = objects_of(split)
     shown = (results.score >= threshold) & (errors.verdict != IGNORED)
-    pairs = image_pairs(split, results, passing(errors.iou))
+    pairs = errors.covering
     pairs = assign(split, results, pairs.take(shown[pairs.det] & objects[pairs.obj]), objects, classes=False)
     shown[pairs.det] = objects[pairs.obj] = False  # what is left has no partner
     false, missed = results.label[shown], split.labels[objects]

@@ -24,10 +24,10 @@ from deimkit.errors import DeimkitError
 from deimkit.evaluation import breakdown
 from deimkit.evaluation.breakdown import Confusions
 from deimkit.evaluation.coco import Results, curves, packed, turn
-from deimkit.evaluation.overlaps import rank_in
+from deimkit.evaluation.overlaps import Pairs, rank_in
 from deimkit.evaluation.precision import NAN, Ranked, best_threshold, precision_recall
 from deimkit.evaluation.repairs import costs, overlooked
-from deimkit.evaluation.verdicts import IGNORED, RIGHT, VERDICTS, judge, objects_of
+from deimkit.evaluation.verdicts import IGNORED, RIGHT, VERDICTS, image_pairs, judge, objects_of, passing
 from deimkit.structures import Detections
 from deimkit.training.run import plain
 
@@ -192,6 +192,11 @@ class Errors:
         objects = self.objects_per_class(objects_of(self.split))
         whole = Ranked(self.turns, self.results.label, self.results.score, self.verdict == RIGHT, objects)
         return whole.take(self.counting)
+
+    @cached_property
+    def covering(self) -> Pairs:
+        """All pairs of a detection and an annotation of one image, of whatever class, with an IoU of at least `iou`."""
+        return image_pairs(self.split, self.results, passing(self.iou))
 
     def objects_per_class(self, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
         """How many of the annotations in `rows` (N,) are of each class: (C,)."""

@@ -75,10 +75,14 @@ class ErrorLab(Lab):
         self.findings, self.show = findings, show
         classes = findings.split.categories.distinct
         self.names = [*classes, NOTHING if NOTHING not in classes else f"({NOTHING})"]
+        self._controls = self._first_controls()
         super().__init__()
 
     def controls(self) -> tuple[Control, ...]:
         """The threshold and the cell of the matrix, at first the most frequent mistake."""
+        return self._controls
+
+    def _first_controls(self) -> tuple[Control, ...]:
         least = min(self.findings.least, 1.0)
         row, column = _worst(self.findings.errors.confusion(least))
         names = tuple(self.names)

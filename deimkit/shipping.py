@@ -17,16 +17,16 @@ import torch
 from deimkit import recipes
 from deimkit.api import as_recipe, build, load_detector
 from deimkit.data.dataset import Dataset, Split
-from deimkit.deploy.benchmark import compare
+from deimkit.deploy.bench.benchmark import compare
+from deimkit.deploy.bench.latency import Report
+from deimkit.deploy.bench.lineup import Lineup
+from deimkit.deploy.bench.self_test import Check, self_test
+from deimkit.deploy.bench.smoke import smoke
+from deimkit.deploy.bench.timing import USUAL
 from deimkit.deploy.export import SUFFIXES, Exported, export_detector
-from deimkit.deploy.latency import Report
-from deimkit.deploy.lineup import Lineup
 from deimkit.deploy.open_file import RUNTIMES, open_session
-from deimkit.deploy.self_test import Check, self_test
 from deimkit.deploy.served import Served
 from deimkit.deploy.session import Session
-from deimkit.deploy.smoke import smoke
-from deimkit.deploy.timing import USUAL
 from deimkit.errors import DataError, DeployError
 from deimkit.models.detector import Detector
 from deimkit.recipes.recipe import Recipe, as_size

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deimkit.data.split import CategoryMap
+from deimkit.deploy.bench.timing import Clock
 from deimkit.deploy.card import Card
 from deimkit.deploy.session import Session
-from deimkit.deploy.timing import Clock
 
 
 def card(recipe: str = "tiny", batch: int | None = None, **changes: Any) -> Card:

@@ -12,13 +12,13 @@ from statistics import median
 import pytest
 import torch
 
-from deimkit.deploy import benchmark
-from deimkit.deploy.benchmark import compare, measure
+from deimkit.deploy.bench import benchmark
+from deimkit.deploy.bench.benchmark import compare, measure
+from deimkit.deploy.bench.latency import Report
+from deimkit.deploy.bench.paper import beside_paper
+from deimkit.deploy.bench.timing import Clock, Method, Ratio, Timing
 from deimkit.deploy.clocks import Sample
-from deimkit.deploy.latency import Report
 from deimkit.deploy.machine import Gpu
-from deimkit.deploy.paper import beside_paper
-from deimkit.deploy.timing import Clock, Method, Ratio, Timing
 from deimkit.errors import DeployError
 from tests.still_clock import Paced, StillClock, card
 

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from deimkit.deploy import clocks, machine, self_test
+from deimkit.deploy import clocks, machine
+from deimkit.deploy.bench import self_test
+from deimkit.deploy.bench.self_test import Check, Question, passed
+from deimkit.deploy.bench.timing import Clock
 from deimkit.deploy.clocks import Observer, Sample, processes, query, verdict
 from deimkit.deploy.machine import Gpu, Machine, hardware, processor_seconds, smi_name
-from deimkit.deploy.self_test import Check, Question, passed
-from deimkit.deploy.timing import Clock
 from tests.still_clock import StillClock
 
 # --------------------------------------------------------------------------------------------- a driver that says so

@@ -1,1 +1,1 @@
-"""Shipping a detector: export with proof, runtimes with one face, and latency that can be believed."""
+"""Shipping a detector: export with proof, runtimes with one face, and in `bench` how fast they are."""

@@ -1,7 +1,7 @@
 """Deployed detectors beside eager torch: torch deployed, ONNX Runtime, OpenVINO; and what post-processing costs.
 
-All runtimes of a size are measured in turn (`deimkit.deploy.benchmark`); a ratio is the median of the rounds', its
-note says where that median lies with 95 % confidence. What eager torch itself is beside transformers', `models` tells.
+All runtimes of a size are measured in turn (`deimkit.deploy.bench.benchmark`); a ratio is the median of the rounds',
+its note says where that median lies with 95 % confidence. What eager torch is beside transformers', `models` tells.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from deimkit import recipes
-from deimkit.deploy.benchmark import compare
+from deimkit.deploy.bench.benchmark import compare
+from deimkit.deploy.bench.latency import Result
+from deimkit.deploy.bench.timing import Method, Ratio
 from deimkit.deploy.eager import TorchSession
-from deimkit.deploy.latency import Result
 from deimkit.deploy.onnx_file import write_onnx
 from deimkit.deploy.ort import OrtSession
 from deimkit.deploy.session import Session
-from deimkit.deploy.timing import Method, Ratio
 from deimkit.deploy.vino import VinoSession
 from deimkit.models.detector import Detector
 from deimkit.models.postprocess import best

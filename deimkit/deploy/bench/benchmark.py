@@ -17,11 +17,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from deimkit.deploy.bench.latency import Report, Result
+from deimkit.deploy.bench.timing import USUAL, Clock, Method, Timing
 from deimkit.deploy.clocks import Observer
-from deimkit.deploy.latency import Report, Result
 from deimkit.deploy.machine import Machine, hardware, processor_seconds, smi_name
 from deimkit.deploy.session import Session
-from deimkit.deploy.timing import USUAL, Clock, Method, Timing
 from deimkit.errors import DeployError
 
 WINDOW = 3  # calls whose median is compared with that of the next ones to see whether a session is warm

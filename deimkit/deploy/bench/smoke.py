@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from deimkit.deploy.lineup import Lineup
+from deimkit.deploy.bench.lineup import Lineup
 from deimkit.deploy.parity import prove
 from deimkit.errors import DeployError
 from deimkit.models.detector import Detector

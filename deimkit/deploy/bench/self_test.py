@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from deimkit.data.fetch import amount
+from deimkit.deploy.bench.timing import Clock
 from deimkit.deploy.clocks import FIELDS, processes, query
 from deimkit.deploy.machine import Gpu, processor, smi_name
-from deimkit.deploy.timing import Clock
 
 NAP = 0.05  # seconds
 LATE = 0.01  # seconds that a nap may take longer

@@ -8,11 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from deimkit.deploy.bench.paper import BesidePaper, beside_paper
+from deimkit.deploy.bench.timing import Method, Ratio, Timing
 from deimkit.deploy.card import Card
 from deimkit.deploy.clocks import Sample, verdict
 from deimkit.deploy.machine import Machine
-from deimkit.deploy.paper import BesidePaper, beside_paper
-from deimkit.deploy.timing import Method, Ratio, Timing
 from deimkit.evaluation.page import table, write
 
 HEAD = ("", "batch", "median ms", "min", "p90", "p99", "GPU ms", "with copies", "images/s", "times faster (95 %)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -203,10 +204,15 @@ def test_openvino_predicts_the_same(detector: Detector, files: dict[str, Path], 
 
     assert write_openvino(files["one"], tmp_path / "one.xml") == read_card(files["one"])
     assert {path.name for path in tmp_path.iterdir()} == {"one.xml", "one.bin"}
+    done = export_detector(detector, tmp_path / "new" / "one.xml", "openvino")
+    written = {path.name: path for path in done.path.parent.iterdir()}
+    told = json.loads(written.pop("one.xml.parity.json").read_text())["sha256"]
+    assert told == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in written.items()}
     expected: Any = detector.predict(pictures(), threshold=0.3)
-    for path in (tmp_path / "one.xml", files["any"], files["raw"]):
+    shouted = Path(shutil.copy(files["two"], tmp_path / "two.ONNX"))
+    for path in (tmp_path / "one.xml", shouted, files["any"], files["raw"]):
         with open_session(path, "openvino", threads=1) as session:
-            assert session.card == read_card(files["one" if path.suffix == ".xml" else path.stem])
+            assert session.card == read_card(files[path.stem])
             found: Any = Served(session).predict(pictures(), threshold=0.3)
         assert [theirs.ids for theirs in found] == [ours.ids for ours in expected]
         assert_close(torch.cat([x.boxes for x in found]), torch.cat([x.boxes for x in expected]), rtol=0, atol=1e-3)
@@ -402,7 +408,7 @@ def test_file_and_proof_come_together_or_not_at_all(detector: Detector, tmp_path
     out = tmp_path / "m.onnx"
     dk.export(detector, out, progress=False)
     told = json.loads(parity_file(out).read_text())
-    assert told["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert told["sha256"] == {out.name: hashlib.sha256(out.read_bytes()).hexdigest()}
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     other = tmp_path.parent / f"{tmp_path.name}_cats"
     for file in (scenes(other).root / "annotations").glob("*.json"):

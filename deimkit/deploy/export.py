@@ -78,8 +78,8 @@ def export_detector(
     precision: "fp32", "fp16" or "int8". split: annotated images; `images` of them measure AP, without which nothing is
     called verified. calibration: images that INT8 looks at, by default those of the split that AP leaves out. device:
     the GPU that an engine is for, and where the file is tried, as of `open_session`. batch, how: as of `write_onnx`.
-    The report is written beside the file, as .parity.json, with the file's SHA-256. Both are there at the end or
-    neither is. note: called with what is being done. Raises `DeployError`.
+    The report is written beside the file, as .parity.json, with the SHA-256 of what was written, by name. All are there
+    at the end or none is. note: called with what is being done. Raises `DeployError`.
     """
     path, tell = Path(path), note or (lambda _: None)
     expect(detector, path, format, precision, split, images, device)
@@ -94,7 +94,8 @@ def export_detector(
             card = write_int8(onnx, onnx, seen)
         files, card, way = FORMATS[format](onnx, Path(folder) / path.name, card, precision, device)
         parity = hold_against(detector, files[-1], split, images, device, tell)
-        report = parity.to_dict() | {"sha256": hashlib.sha256(files[-1].read_bytes()).hexdigest()}
+        digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        report = parity.to_dict() | {"sha256": digests}
         parity_file(files[-1]).write_text(json.dumps(report, indent=1), encoding="utf-8")
         for file in (*files, parity_file(files[-1])):
             file.replace(path.parent / file.name)

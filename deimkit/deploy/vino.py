@@ -27,7 +27,7 @@ class VinoSession(Session):
         openvino = needed("openvino")
         self.device, self._core = torch.device("cpu"), openvino.Core()
         self._model = _read(self._core, Path(path))
-        self.card = read_card(path) if Path(path).suffix == ".onnx" else _card(self._model, Path(path))
+        self.card = read_card(path) if Path(path).suffix.lower() == ".onnx" else _card(self._model, Path(path))
         # it would compute in bfloat16 where the CPU can, and call that float32
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:

@@ -21,6 +21,7 @@ from deimkit.errors import DeimkitError
 from deimkit.explore.labs.edges import EDGES, look
 from deimkit.explore.labs.fdr_lab import DistillationLab, RefinementLab, WeightingLab, refinement, weighting_function
 from deimkit.explore.labs.lab import Choice, Lab
+from deimkit.explore.labs.loss_curves import matched
 from deimkit.explore.labs.strips import edge_and_bin, place
 from deimkit.explore.layers import all_layers
 from deimkit.explore.still import picture
@@ -233,6 +234,13 @@ def test_refinement_lab_at_both_ends_of_every_control(model: Detector, truth: ob
     check_whole(RefinementLab(model, PICTURE, truth, objects=2))
 
 
+def test_no_objects_and_boxes_of_another_shape_are_refused(model: Detector) -> None:
+    with pytest.raises(DeimkitError, match="1 or more; got 0"):
+        RefinementLab(model, PICTURE, objects=0)
+    with pytest.raises(DeimkitError, match=r"\(m, 4\) xyxy in pixels; got \(4, 5\)"):
+        RefinementLab(model, PICTURE, np.ones((4, 5)))
+
+
 # -------------------------------------------------------------------------------------------- distillation
 
 
@@ -316,6 +324,16 @@ def test_images_without_boxes_are_distilled_too(model: Detector) -> None:
         lab.found.matched.sum() == 0 and lab.found.meant == "" and "0 of 20 queries are matched" in lab.words(lab.found)
     )
     check_whole(lab)
+
+
+def test_targets_of_classes_that_the_detector_lacks_are_refused(model: Detector, batch: Batch) -> None:
+    labels = batch.targets.labels + len(model.categories)
+    strange = replace(batch, targets=replace(batch.targets, labels=labels))
+    for ask in (DistillationLab, matched):
+        with pytest.raises(
+            DeimkitError, match=f"got a target of class {int(labels.max())}. Give it a dataset in its own"
+        ):
+            ask(model, strange)
 
 
 def test_fresh_weights_teach_nothing_yet(batch: Batch) -> None:

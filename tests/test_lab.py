@@ -176,12 +176,13 @@ def test_a_dragged_shape_and_a_clicked_point_move_controls() -> None:
     assert lab.values["kind"] == "cos"
 
 
-def test_a_shape_that_was_dragged_to_no_effect_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    lab, again = Wave(), []
+def test_a_shape_that_was_dragged_to_no_effect_goes_back() -> None:
+    lab = Wave()
     assert lab.live is not None
-    monkeypatch.setattr(type(lab.live.chart), "send_state", lambda self, key: again.append(key))
-    lab.live._heard(lab.live.chart, {"dragged": [{"y1": 1.0}]}, [])
-    assert again == ["figure"]
+    chart = lab.live.chart
+    before = chart.figure, chart.shown
+    lab.live._heard(chart, {"dragged": [{"y1": 1.0}]}, [])
+    assert (chart.figure, chart.shown) == (before[0], before[1] + 1), "a page hears only of what is another value"
 
 
 def test_a_drag_too_far_is_explained_and_the_last_good_figure_stays() -> None:
@@ -190,6 +191,24 @@ def test_a_drag_too_far_is_explained_and_the_last_good_figure_stays() -> None:
     assert live is not None
     live._heard(live.chart, {"dragged": [{"y1": 7}]}, [])
     assert lab.values["height"] == 1.0 and "height is a number from 0.0 to 2.0; got 7." in live.said.value
+    live.controls["kind"].options = ("sin", "tan")  # one that the lab refuses
+    live.controls["kind"].value = "tan"
+    assert "got &#x27;tan&#x27;" in live.said.value and live.controls["kind"].value == "sin" and live.chart.shown == 3
+
+
+def test_a_lab_that_is_shown_again_moves_there_and_stays_as_it_was_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    lab = Wave()
+    lab._ipython_display_()
+    first = lab.live
+    assert first is not None
+    lab.set(height=2.0)._ipython_display_()
+    again = lab.live
+    assert again is not None and again is not first and first.chart.comm is None
+    assert first.chart.covers != again.chart.covers == lab.mark, "the picture of before is no longer covered"
+    assert first.chart.covers in shown[1]["text/html"] and "height: 1;" in shown[1]["text/html"]
+    assert lab.mark in shown[3]["text/html"] and "height: 2;" in shown[3]["text/html"]
 
 
 def test_the_widget_hides_the_picture_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:

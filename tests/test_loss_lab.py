@@ -243,6 +243,9 @@ def test_words_say_the_numbers() -> None:
     assert "wants a score of 0.01 and pulls the logit down by 0.489" in lab.words(lab.found)
     lab.set(loss="QFL", iou=0.5)
     assert "does not pull it" in lab.words(lab.found) and "beta" in lab.words(lab.found)
+    lab.set(loss="VFL", iou=0.0)
+    assert "VFL asks nothing of it." in lab.words(lab.found), "its weight is the IoU"
+    assert "does not pull it" in lab.words(lab.set(iou=0.3, score=0.3).found), "and not down by 0.000"
     assert "a background entry" in lab.words(lab.set(entry="background").found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 from deimkit import api
-from deimkit.data.dataset import Dataset
+from deimkit.data.dataset import CategoryMap, Dataset, Split
 from deimkit.data.loader import Always, Loader
 from deimkit.errors import DataError, DeimkitError
+from deimkit.evaluation.measure import in_classes_of
 from deimkit.explore.labs import match_panels, positives
 from deimkit.explore.labs.lab import Choice
 from deimkit.explore.labs.match_lab import DENSE, RULES, Matched, MatchLab
@@ -264,7 +266,7 @@ def test_the_figures_hold_every_image() -> None:
 def test_who_changes_is_asked_of_one_to_one_matchers_and_of_boxes_alone(model: Detector, data: Dataset) -> None:
     with pytest.raises(DeimkitError, match="one query at most; got SimOTA"):
         positives.unstable(model, data.val, CrowdOfTwo())
-    with pytest.raises(DeimkitError, match="has no boxes"):
+    with pytest.raises(DeimkitError, match="has no objects"):
         positives.unstable(model, data.val.take([]), Hungarian())
 
 
@@ -277,3 +279,44 @@ class CrowdOfTwo(SimOTA):
 
     def __repr__(self) -> str:
         return "SimOTA of two"
+
+
+def reordered(split: Split, order: list[int]) -> Split:
+    """The same annotations, in a dataset that lists the first classes in another order."""
+    full = [*order, *range(len(order), len(split.categories))]
+    categories = CategoryMap.of([split.categories.names[k] for k in full])
+    return replace(split, labels=np.argsort(full)[split.labels], categories=categories)
+
+
+def test_classes_are_those_of_the_same_name(model: Detector, data: Dataset) -> None:
+    other = reordered(data.val, [2, 0, 1])
+    assert not np.array_equal(other.labels, data.val.labels)
+    labs = [MatchLab(model, split, 1) for split in (data.val, other)]
+    assert labs[0].words(labs[0].found) == labs[1].words(labs[1].found)
+    np.testing.assert_array_equal(labs[0].found.cost, labs[1].found.cost)
+    assert labs[0].alone.names == labs[1].alone.names
+    for ask in (positives.positives_per_image, partial(positives.unstable, matcher=Hungarian())):
+        assert str(ask(model, data.val)) == str(ask(model, other))
+
+
+def test_objects_that_the_model_does_not_know_are_named(model: Detector, data: Dataset) -> None:
+    names = list(data.val.categories.names)
+    label = int(data.val.labels[0])
+    strange = replace(data.val, categories=CategoryMap.of([*names[:label], "walrus", *names[label + 1 :]]))
+    expected = "val has objects whose class the detector does not know: walrus. Take"
+    unstable = partial(positives.unstable, matcher=Hungarian())
+    for ask in (partial(MatchLab, image=1), positives.positives_per_image, unstable):
+        with pytest.raises(DataError, match=expected):
+            ask(model, strange)
+    empty = replace(without_objects(data), categories=strange.categories)
+    assert in_classes_of(model.categories, empty).categories == model.categories, (
+        "a class that is not there does no harm"
+    )
+
+
+def test_another_query_begins_at_its_own_place(lab: MatchLab) -> None:
+    lab.set(right=10, down=-4)
+    lab.set(query=(lab.first + 1) % QUERIES)
+    assert (lab.values["right"], lab.values["down"]) == (0, 0)
+    lab.set(query=(lab.first + 2) % QUERIES, right=7)
+    assert (lab.values["right"], lab.values["down"]) == (7, 0), "unless it is said"

@@ -130,6 +130,7 @@ def test_the_figure_shows_what_was_computed(lab: ScheduleLab) -> None:
         ({"rest": STAYS, "epochs": 70}, 2, (66.2, 66.2), {"warm": 4, "dense": 34, "augment": 66}),
         ({}, 0, (-3.0, -3.0), {"warm": 0, "dense": 34, "augment": 58}),
         ({}, 2, (999.0, 999.0), {"warm": 4, "dense": 34, "augment": 150}),
+        ({"epochs": 30, "warm": 50}, 0, (10.0, 10.0), {"warm": 20, "dense": 34, "augment": 58}),  # impossible before
     ],
 )
 def test_ends_can_be_dragged(

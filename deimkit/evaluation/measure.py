@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from deimkit.data.dataset import CategoryMap, Split
@@ -121,6 +122,26 @@ def common_classes(ours: CategoryMap, theirs: CategoryMap) -> torch.Tensor | Non
             "or train it on this one with weights=."
         )
     return classes
+
+
+def in_classes_of(ours: CategoryMap, split: Split) -> Split:
+    """The split with its annotations in a detector's classes, found as in `common_classes`.
+
+    Raises `DataError` for annotations of a class that the detector does not have: it could never answer for them.
+    """
+    classes = common_classes(ours, split.categories)
+    if classes is None:
+        return split
+    own = np.full(len(split.categories), -1)
+    own[classes[classes >= 0].numpy()] = torch.nonzero(classes >= 0)[:, 0].numpy()
+    labels = own[split.labels]
+    if (labels < 0).any():
+        lacking = [split.categories.name(int(k)) for k in np.unique(split.labels[labels < 0])]
+        raise DataError(
+            f"{split.name} has objects whose class the detector does not know: {', '.join(lacking[:4])}"
+            f"{', ...' if len(lacking) > 4 else ''}. Take images without them, or train it on this one with weights=."
+        )
+    return replace(split, labels=labels, categories=ours)
 
 
 def relabelled(detections: Detections, classes: torch.Tensor) -> Detections:

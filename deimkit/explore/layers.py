@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from deimkit.errors import DeimkitError
 from deimkit.models.detector import Detector, check_images, training_outputs
 from deimkit.models.predict import predicting
-from deimkit.structures import Output
+from deimkit.structures import Output, Targets
 
 
 def all_layers(model: Detector, images: Tensor) -> list[Output]:
@@ -31,6 +31,16 @@ def all_layers(model: Detector, images: Tensor) -> list[Output]:
         layers, pre = model.decoder(start.content, start.boxes.sigmoid(), memory, None, model.refine)
     outputs = training_outputs(layers, pre, start.proposals, start.content.shape[1], [])
     return sorted(outputs, key=lambda output: _ORDER.get(output.name, 2))
+
+
+def expect_classes(model: Detector, targets: Targets) -> None:
+    """Raise `DeimkitError` for a target of a class that the model does not have."""
+    top, count = int(targets.labels.max()) if len(targets) else -1, len(model.categories)
+    if top >= count:
+        raise DeimkitError(
+            f"The detector has the classes 0 to {count - 1}; got a target of class {top}. Give it a dataset in its own "
+            "classes: `deimkit.evaluation.measure.in_classes_of(model.categories, split)`."
+        )
 
 
 _ORDER = {"proposals": 0, "pre": 1, "final": 3}  # layers stand between, in the order that they are in already

@@ -14,7 +14,13 @@ async function render({ model, el, signal }) {
     box.setAttribute("aria-label", model.get("words"));
     await Plotly.react(box, data, layout, config);
   };
+  model.on("change:shown", draw); // before the first, which may take a while
   await draw();
+  const stop = () => {
+    model.off("change:shown", draw);
+    Plotly.purge(box);
+  };
+  if (signal?.aborted) return stop();
   const covered = document.createElement("style");
   covered.textContent = `.${model.get("covers")} { display: none }`;
   el.append(covered);
@@ -24,11 +30,7 @@ async function render({ model, el, signal }) {
   box.on("plotly_relayout", (change) => {
     if (Object.keys(change).some((name) => name.startsWith("shapes"))) model.send({ dragged: box.layout.shapes });
   });
-  model.on("change:figure", draw);
-  return () => {
-    model.off("change:figure", draw);
-    Plotly.purge(box);
-  };
+  return stop;
 }
 
 export default { render };

@@ -16,6 +16,7 @@ from deimkit.explore.labs.edges import EDGES, Floats, edged
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
 from deimkit.explore.labs.sheet import Drawing, Sheet, powers
 from deimkit.explore.labs.strips import TINTS, edge_and_bin, joined, place, places, strip
+from deimkit.explore.layers import expect_classes
 from deimkit.losses import DDF, Pairs
 from deimkit.matching import Hungarian, Matcher
 from deimkit.models.detector import Detector
@@ -69,6 +70,7 @@ class DistillationLab(Lab):
     title = "Distillation from the last layer (GO-LSD)"
 
     def __init__(self, model: Detector, batch: Batch, matcher: Matcher | None = None) -> None:
+        expect_classes(model, batch.targets)
         shown = batch.to(next(model.parameters()).device).finish()
         outputs = edged(model, shown.images)
         students = [k for k, output in enumerate(outputs) if output.last is not None]

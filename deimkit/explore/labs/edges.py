@@ -77,8 +77,10 @@ def look(model: Detector, image: Any, truth: Any = None, objects: int = 12) -> E
     """The edges of the most confident boxes of a picture, no two of which overlap by more than an IoU of 0.7.
 
     image: any picture that `predict` takes. truth: (m, 4) annotated boxes, xyxy pixels of the picture. objects: how
-    many boxes at most.
+    many boxes at most, one or more. Raises `DeimkitError` for other numbers, and for a truth of another shape.
     """
+    if objects < 1:
+        raise DeimkitError(f"objects is how many boxes to look at, 1 or more; got {objects}.")
     picture = pixels(image)
     weight = next(model.parameters())
     shown = prepare(picture, model.size).to(weight.device, weight.dtype).div(255)[None]
@@ -116,7 +118,10 @@ def shares(left: Tensor, right: Tensor, bins: int) -> Tensor:
 
 
 def _given(truth: Any) -> Tensor:
-    return torch.as_tensor(np.asarray([] if truth is None else truth, np.float64).reshape(-1, 4))
+    boxes = np.asarray([] if truth is None else truth, np.float64)
+    if boxes.size and boxes.shape[1:] != (4,):
+        raise DeimkitError(f"truth is annotated boxes, (m, 4) xyxy in pixels; got {boxes.shape}.")
+    return torch.from_numpy(boxes.reshape(-1, 4))
 
 
 def _meant(boxes: Tensor, truth: Tensor) -> Tensor:

@@ -87,9 +87,9 @@ class Lab(ABC):
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {control.name: control.value for control in self.controls()}
-        self.mark = f"dk-still-{uuid.uuid4().hex[:8]}"
+        self.mark = _mark()
         self._found: Any = None
-        self._fresh = False
+        self._fresh = self._shown = False
         self._live: Live | None = None
 
     # ------------------------------------------------------------------ what a kind of lab says
@@ -162,7 +162,7 @@ class Lab(ABC):
         """Take the widget away; the picture stays."""
         if self._live is not None:
             self._live.close()
-            self._live = None
+            self._live, self.mark = None, _mark()
 
     def still(self) -> dict[str, Any]:
         """The lab as a notebook keeps it: HTML with its picture inside, and text, by MIME type."""
@@ -180,8 +180,15 @@ class Lab(ABC):
         return str(self.still()["text/html"])
 
     def _ipython_display_(self) -> None:
-        """Show the widget, and beside it the picture: front ends do not fall back from one to the other."""
+        """Show the widget, and beside it the picture: front ends do not fall back from one to the other.
+
+        A lab moves where it was shown last; where it was shown before, the picture of that moment stays.
+        """
         from IPython.display import display
+
+        if self._shown:
+            self.close()
+        self._shown = True
 
         if "google.colab" in sys.modules:  # which shows other people's widgets only if it is asked to
             sys.modules["google.colab"].output.enable_custom_widget_manager()
@@ -193,6 +200,10 @@ class Lab(ABC):
         finally:
             if live is not None:
                 live.chart.library.bring()  # after the picture, which would have to wait for it
+
+
+def _mark() -> str:
+    return f"dk-still-{uuid.uuid4().hex[:8]}"
 
 
 def _number(value: Any) -> str:

@@ -67,13 +67,14 @@ class Library(AnyWidget):
 class Chart(AnyWidget):
     """A plotly figure in a page: plotly's own widget sends the whole library for every figure.
 
-    figure: data, layout and config as JSON. words: what it shows. covers: the class of what to hide once it is drawn.
-    library: what draws it. What a hand does to the figure comes back as messages: "clicked" with trace, x and y of the
-    points, and "dragged" with all shapes.
+    figure: data, layout and config as JSON. shown: how often one was, for a page hears of what changes alone. words:
+    what it shows. covers: the class of what to hide once it is drawn. library: what draws it. What a hand does to the
+    figure comes back as messages: "clicked" with trace, x and y of the points, and "dragged" with all shapes.
     """
 
     _esm = HERE / "chart.js"
     figure = traitlets.Unicode().tag(sync=True)
+    shown = traitlets.Int().tag(sync=True)
     words = traitlets.Unicode().tag(sync=True)
     covers = traitlets.Unicode().tag(sync=True)
     library = traitlets.Instance(Library).tag(sync=True, **w.widget_serialization)
@@ -82,11 +83,9 @@ class Chart(AnyWidget):
         """Let the page show a figure; again, even if it is the same, for a hand may have moved its shapes."""
         movable = any(shape.get("editable") for shape in drawing["layout"].get("shapes", ()))
         config = {"displaylogo": False, "responsive": True, "edits": {"shapePosition": movable}}
-        figure = json.dumps(drawing | {"config": config}, cls=_Told)
-        same = figure == self.figure
-        self.words, self.figure = words, figure
-        if same:
-            self.send_state("figure")
+        with self.hold_sync():
+            self.words, self.figure = words, json.dumps(drawing | {"config": config}, cls=_Told)
+            self.shown += 1
 
 
 class Live:
@@ -152,7 +151,8 @@ class Live:
             values = moved()
             if values:
                 self.lab.set(**values)
-        except DeimkitError as error:  # a reader's last good figure stays
+        except DeimkitError as error:  # all goes back to a reader's last good figure
+            self.update()
             self._say(str(error))
 
 

@@ -6,7 +6,7 @@ function take(source) {
   plotly.came = true;
   const parts = ["const module = { exports: {} }, define = undefined;\n", source, "\nexport default module.exports;"];
   const address = URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
-  import(address).then((module) => plotly.resolve(module.default), plotly.reject);
+  import(address).then((module) => plotly.resolve(module.default), plotly.reject).finally(() => URL.revokeObjectURL(address));
 }
 
 function initialize({ model }) {

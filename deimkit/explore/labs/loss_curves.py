@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deimkit.criterion import Criterion
+from deimkit.explore.layers import expect_classes
 from deimkit.losses import MAL, PSL, QFL, VFL, ClassLoss, Focal, Pairs
 from deimkit.models.detector import Detector
 from deimkit.models.predict import predicting
@@ -60,7 +61,11 @@ def made_up(iou: Tensor) -> Pairs:
 
 
 def matched(detector: Detector, batch: Batch) -> Pairs:
-    """The pairs, on the CPU, that the matcher makes of what a detector on any device says in the end about a batch."""
+    """The pairs, on the CPU, that the matcher makes of what a detector on any device says in the end about a batch.
+
+    Labels are the detector's (`evaluation.measure.in_classes_of`); raises `DeimkitError` for others.
+    """
+    expect_classes(detector, batch.targets)
     weight = next(detector.parameters())
     with predicting(detector):
         preds = detector(batch.finish().images.to(weight.device, weight.dtype)).to("cpu")

@@ -151,10 +151,13 @@ class LossLab(Lab):
         """The costs at the star, and what the two numbers do."""
         cost, slope = found.star
         what, aim = (f"a match of IoU {found.iou:g}", found.aim) if found.matched else ("a background entry", 0.0)
-        pull = f"pulls the logit {'down' if slope > 0 else 'up'} by {abs(slope):.3f}" if slope else "does not pull it"
+        way = "down" if slope > 0 else "up"
+        pull = f"pulls the logit {way} by {abs(slope):.3f}" if abs(slope) >= 5e-4 else "does not pull it"
+        silent = cost == slope == 0 and found.score != aim  # as VFL is about a match of IoU 0
+        wants = "asks nothing of it" if silent else f"wants a score of {aim:.2f} and {pull}"
         return (
             f"At a score of {found.score:g}, {what} costs {cost:.3f} with {found.loss} as set and {found.other:.3f} "
-            f"with {found.beside} as published; {found.loss} wants a score of {aim:.2f} and {pull}. "
+            f"with {found.beside} as published; {found.loss} {wants}. "
             f"In {found.loss}, {SAYS[found.loss]}."
         )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deimkit.boxes import cxcywh_to_xyxy
 from deimkit.data.split import Split
+from deimkit.evaluation.measure import in_classes_of
 from deimkit.explore.labs import match_panels
 from deimkit.explore.labs.lab import Choice, Control, Lab, Slider
 from deimkit.explore.labs.match_scene import Floats, Scene, alone, in_mosaic
@@ -77,7 +78,8 @@ class MatchLab(Lab):
     title = "Who answers for what"
 
     def __init__(self, model: Detector, split: Split, image: int = 0) -> None:
-        """Raises `DataError` for an image that the split does not have."""
+        """Raises `DataError` for an image that the split does not have, or objects whose class the model does not."""
+        split = in_classes_of(model.categories, split)
         self.alone, self.mosaic = alone(model, split, image), in_mosaic(model, split, image)
         self.layers = tuple(self.alone.outputs)
         first = _pairs(Hungarian()([self.alone.outputs["final"]], self.alone.targets)[0])
@@ -170,6 +172,12 @@ class MatchLab(Lab):
         height, width = self.alone.picture.shape[:2]
         right, down = np.clip(np.round(centre - (low + high) / 2), (-width, -height), (width, height))
         return {"right": int(right), "down": int(down)}
+
+    def set(self, **values: Any) -> Lab:
+        """Move controls; another query begins at its own place."""
+        if values.get("query", self.values["query"]) != self.values["query"]:
+            values = {"right": 0, "down": 0} | values
+        return super().set(**values)
 
     def clicked(self, trace: str, x: Any, y: Any) -> dict[str, Any]:
         """The query of a dot or of a column of the heat map, at its own place."""

@@ -18,6 +18,7 @@ from deimkit.data.augment import Augment
 from deimkit.data.loader import Always, Loader
 from deimkit.data.split import Split
 from deimkit.errors import DeimkitError
+from deimkit.evaluation.measure import in_classes_of
 from deimkit.explore.curves import INK, LINES
 from deimkit.explore.labs.sheet import Sheet
 from deimkit.explore.layers import all_layers
@@ -47,7 +48,9 @@ def positives_per_image(
 
     Images come as in evaluation, or, with `augment` (such as a recipe's), as an epoch of that `stage` of training shows
     them; both in one order, though training leaves out an incomplete last batch. Source of the count: DEIM Fig. 3.
+    Raises `DataError` for objects of classes that the model does not know.
     """
+    split = in_classes_of(model.categories, split)
     clock = None if augment is None else Always(stage, varied=False)
     loader = Loader(split, min(batch, len(split)), model.size, augment, clock, seed, shuffle=False)
     found: dict[str, list[torch.Tensor]] = {"targets": [], **{name: [] for name in rules}}
@@ -66,10 +69,12 @@ def unstable(model: Detector, split: Split, matcher: Matcher, batch: int = 8) ->
     """The share of targets, in [0, 1], that another query answers for than in the layer before, by layer.
 
     The first is compared with the proposals. Sums over all images. matcher: one to one. Source: Stable-DINO 2.4.3,
-    "unstable score". Raises `DeimkitError` for a matcher that gives a target several queries, or a split without boxes.
+    "unstable score". Raises `DeimkitError` for a matcher that gives a target several queries, or a split without boxes,
+    and `DataError` for objects of classes that the model does not know.
     """
-    if not len(split.boxes):
-        raise DeimkitError(f"Who answers for a target can only change where there is one; {split.name} has no boxes.")
+    split = in_classes_of(model.categories, split)
+    if split.crowd.all():
+        raise DeimkitError(f"Who answers for a target can only change where there is one; {split.name} has no objects.")
     changed: dict[str, list[NDArray[np.float64]]] = {}
     for shown in _shown(model, Loader(split, batch, model.size)):
         outputs = {output.name: output.to("cpu") for output in all_layers(model, shown.images)}

@@ -35,7 +35,7 @@ class Schedule:
     """
 
     clock: Timeline
-    asked: dict[str, int]
+    asked: dict[str, float]
     trouble: str | None
     epochs: Array
     rates: Array
@@ -93,7 +93,8 @@ class ScheduleLab(Lab):
     def compute(self, epochs: int, steps: int, rest: str, floor: float | None = None, **ends: int) -> Schedule:
         """The curves of the timeline that was asked for, or, if it is impossible, of the recipe's own in proportion."""
         own = self.recipe.timeline
-        asked = {name: ends[name] for name in MARKS} | {"total": own.total if rest == FOLLOWS else epochs}
+        total = own.total if rest == FOLLOWS else epochs
+        asked: dict[str, Any] = {name: ends[name] for name in MARKS} | {"total": total}
         trouble = None
         try:
             lr = replace(own.lr, warmup=ends["warmup"])
@@ -106,6 +107,7 @@ class ScheduleLab(Lab):
                 asked = {name: getattr(clock, name) for name in asked}
         except RecipeError as error:
             trouble, clock = str(error), own.scaled_to(epochs, steps)
+            asked = {name: end * epochs / total for name, end in asked.items()}  # as on the axis
         at = _steps(clock)
         news = [
             1 - momentum(k + 1, clock.ema_decay_at(k // clock.steps_per_epoch), clock.ema_ramp) for k in at.tolist()

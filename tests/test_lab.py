@@ -302,8 +302,9 @@ def test_what_is_not_a_number_is_null_in_the_page() -> None:
 
     chart = Chart(library=Library.of_kernel())
     trace = {"type": "scatter", "x": [0.0, float("nan"), np.float64("nan")], "y": np.array([[1.0, np.nan]])}
-    chart.show({"data": [trace], "layout": {"annotations": [{"text": "NaN"}]}}, "a gap")
+    chart.show({"data": [trace], "layout": {"annotations": [{"text": "NaN"}], "width": 1100}}, "a gap")
     told = json.loads(chart.figure, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert "width" not in told["layout"], "a page is as wide as it is"
     assert told["data"][0]["x"] == [0.0, None, None] and told["layout"]["annotations"][0]["text"] == "NaN"
     held = np.frombuffer(base64.b64decode(told["data"][0]["y"]["bdata"]), "<f8")
     assert told["data"][0]["y"]["shape"] == "1, 2" and held[0] == 1 and np.isnan(held[1])

@@ -82,9 +82,11 @@ class Chart(AnyWidget):
     def show(self, drawing: Drawing, words: str) -> None:
         """Let the page show a figure; again, even if it is the same, for a hand may have moved its shapes."""
         movable = any(shape.get("editable") for shape in drawing["layout"].get("shapes", ()))
+        layout = {name: value for name, value in drawing["layout"].items() if name != "width"}  # a page has its own
         config = {"displaylogo": False, "responsive": True, "edits": {"shapePosition": movable}}
+        figure = {"data": drawing["data"], "layout": layout, "config": config}
         with self.hold_sync():
-            self.words, self.figure = words, json.dumps(drawing | {"config": config}, cls=_Told)
+            self.words, self.figure = words, json.dumps(figure, cls=_Told)
             self.shown += 1
 
 

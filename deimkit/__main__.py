@@ -325,13 +325,18 @@ def run_export(args: argparse.Namespace) -> tuple[int, Any]:
 
 def run_bench(args: argparse.Namespace) -> tuple[int, Any]:
     """Measure, or see first whether this machine can be measured; the exit status is then 1 if something fails."""
+    from deimkit.deploy.bench.latency import place_for
+    from deimkit.evaluation.page import write
     from deimkit.shipping import can_bench
 
+    to = place_for(args.to) if args.to else None
     if args.self_test:
         checks = can_bench(args.device)
         print("\n".join(map(str, checks)))
-        failed = any(check.ok is False for check in checks)
-        return int(failed), [check.to_dict() for check in checks]
+        told = [check.to_dict() for check in checks]
+        if to is not None:
+            print(f"all of it: {write(to, json.dumps(told, indent=1))}")
+        return int(any(check.ok is False for check in checks)), told
     if not args.what:
         raise DeimkitError("Which detectors? For example: deimkit bench dfine_n, or deimkit bench --self-test.")
     report = dk.bench(
@@ -345,8 +350,8 @@ def run_bench(args: argparse.Namespace) -> tuple[int, Any]:
         seconds=args.seconds,
     )
     print(report)
-    if args.to:
-        print(f"all of it: {report.write(args.to)}")
+    if to is not None:
+        print(f"all of it: {report.write(to)}")
     return 0, report.to_dict()
 
 

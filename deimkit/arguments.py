@@ -148,12 +148,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("export", "write a detector as a file that runs without torch, and hold the file against it")
     sub.add_argument("what", metavar="RUN_OR_RECIPE", help="a run's folder, a .pt, a Hugging Face folder, or a recipe")
     sub.add_argument("--format", default="onnx", choices=("onnx", "openvino", "tensorrt"))
-    sub.add_argument("--out", metavar="FILE", help="default: RUN/exported/RECIPE.onnx, or RECIPE.onnx here")
+    where = "default: RUN/exported/RECIPE.onnx, or RECIPE.onnx here; what is not default is added: RECIPE_fp16_b8.onnx"
+    sub.add_argument("--out", metavar="FILE", help=where)
     sub.add_argument("--data", help="annotated images to measure AP on; without, nothing is called verified")
     sub.add_argument("--images", type=int, default=100, help="of them (default: 100)")
     sub.add_argument("--weights", help="a file, an address or a name (deimkit weights), when it is a recipe")
     sub.add_argument("--size", type=int, nargs="+", help="pixels of the input: one number, or height and width")
-    sub.add_argument("--batch", type=any_number, default=1, metavar="N", help="images at a time, or: any (default: 1)")
+    many = "images at a time, or: any, which for an engine is 1 to 8 (default: 1)"
+    sub.add_argument("--batch", type=any_number, default=1, metavar="N", help=many)
     sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8"))
     sub.add_argument("--device", help="the GPU that an engine is for, and where the file is tried: cuda, cuda:1, cpu")
     sub.add_argument("--opset", type=int, help="17 or more (default: 17, and 18 for fp16)")

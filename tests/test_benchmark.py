@@ -12,6 +12,7 @@ from statistics import median
 import pytest
 import torch
 
+from deimkit.data.split import CategoryMap
 from deimkit.deploy.bench import benchmark
 from deimkit.deploy.bench.benchmark import compare, measure
 from deimkit.deploy.bench.latency import Report
@@ -38,8 +39,17 @@ def test_figures_of_a_timing_by_hand() -> None:
 
 def test_a_timing_of_one_call() -> None:
     told = Timing(((0.2,),)).to_dict()
-    assert {told[f"{name}_ms"] for name in ("mean", "median", "min", "p50", "p90", "p95", "p99")} == {200.0}
+    assert {told[f"{name}_ms"] for name in ("mean", "median", "min", "p50")} == {200.0}
+    assert {told[f"{name}_ms"] for name in ("p90", "p95", "p99")} == {None}
     assert told["std_ms"] == 0.0 and told["n"] == 1 and told["seconds"] == ((0.2,),)
+
+
+@pytest.mark.parametrize("calls, known", [(19, {50}), (20, {50, 90}), (40, {50, 90, 95}), (100, {50, 90, 95, 99})])
+def test_a_percentile_needs_calls_beyond_it(calls: int, known: set[int]) -> None:
+    timing = Timing((tuple(0.001 * n for n in range(calls)),))
+    assert {percent for percent in (50, 90, 95, 99) if timing.tail(percent) is not None} == known
+    assert {percent for percent in (50, 90, 95, 99) if timing.to_dict()[f"p{percent}_ms"] is not None} == known
+    assert timing.tail(50) == pytest.approx(0.0005 * (calls - 1))
 
 
 def rounds_of(*medians: float) -> Timing:
@@ -172,6 +182,109 @@ def test_each_recipe_has_a_baseline_of_its_own() -> None:
     assert [report.speedup(r).median for r in report.results] == pytest.approx([1, 1, 2, 4])
 
 
+def failing(error: Exception, after: int = 0, batch: int = 1) -> type[Paced]:
+    """Sessions that raise `error` after so many calls with so many images."""
+
+    class Failing(Paced):
+        def run(self, images: torch.Tensor, sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+            if len(images) == batch and self.calls >= after:
+                raise error
+            return super().run(images, sizes)
+
+    return Failing
+
+
+BACKEND = torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler"), None)
+
+
+@pytest.mark.parametrize("after", [0, 15], ids=["at once", "once warm"])
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (BACKEND, "BackendCompilerFailed: "),
+        (torch.OutOfMemoryError("CUDA out of memory.\nsee the manual"), "OutOfMemoryError: CUDA out of memory."),
+        (DeployError("TensorRT did not run."), "left out, TensorRT did not run."),
+    ],
+    ids=["compiler", "memory", "ours"],
+)
+def test_a_way_that_fails_is_a_remark_and_the_others_are_measured(error: Exception, words: str, after: int) -> None:
+    clock = StillClock()
+    sessions = [Paced("A", clock, 0.1), failing(error, after)("B", clock, 0.1), Paced("C", clock, 0.05)]
+    report = compare(sessions, method=replace(SHORT, rounds=8), clock=clock)
+    assert [result.name for result in report.results] == ["A", "C"]
+    assert report.speedup(report.results[1]).median == pytest.approx(2.0)
+    (remark,) = report.remarks
+    assert remark.startswith("tiny, B, fp32, batch 1: left out, ") and words in remark and "\n" not in remark
+    assert remark in report.notes and json.loads(report.to_json())["remarks"] == [remark]
+
+
+def test_a_batch_too_large_leaves_the_smaller_one_measured() -> None:
+    clock = StillClock()
+    session = failing(torch.OutOfMemoryError("out of memory"), batch=8)("A", clock, 0.1)
+    report = compare([session], (1, 8), SHORT, clock=clock)
+    assert [result.batch for result in report.results] == [1]
+    assert report.remarks == ("tiny, A, fp32, batch 8: left out, OutOfMemoryError: out of memory",)
+
+
+def test_where_all_fail_there_is_no_report() -> None:
+    clock = StillClock()
+    session = failing(torch.OutOfMemoryError("out of memory"))("A", clock, 0.1)
+    with pytest.raises(DeployError, match="batch 1: left out, OutOfMemoryError: out of memory.*smaller batch"):
+        compare([session], method=SHORT, clock=clock)
+    with pytest.raises(DeployError, match="got none.*OpenVINO is not installed"):
+        compare([], method=SHORT, clock=clock, remarks=["OpenVINO is not installed."])
+
+
+def test_remarks_of_the_caller_stand_in_the_report() -> None:
+    clock = StillClock()
+    report = compare([Paced("A", clock, 0.1)], method=SHORT, clock=clock, remarks=["OpenVINO is not installed."])
+    assert report.remarks == ("OpenVINO is not installed.",) and "- OpenVINO is not installed." in str(report)
+
+
+# ------------------------------------------------------------------------------------------------------ baselines
+
+
+def of_sources(*made: tuple[str, str, float, dict[str, object]]) -> Report:
+    """Sessions as (source, name, seconds, changes of the card), measured."""
+    clock = StillClock()
+    sessions = [Paced(name, clock, seconds, **of_card) for _, name, seconds, of_card in made]
+    return compare(sessions, method=SHORT, clock=clock, sources=[source for source, *_ in made])
+
+
+EAGER = ("mine", "PyTorch 2.15, eager on CPU", 0.2, {})
+
+
+def test_a_file_is_compared_with_torch_of_the_same_detector() -> None:
+    report = of_sources(("m.onnx", "ONNX Runtime", 0.1, {}), EAGER, ("n.onnx", "OpenVINO", 0.05, {"precision": "fp16"}))
+    assert [report.baseline(result).source for result in report.results] == ["mine"] * 3
+    assert [report.speedup(result).median for result in report.results] == pytest.approx([2, 1, 4])
+
+
+@pytest.mark.parametrize(
+    "changed", [{"recipe": "small"}, {"recipe": ""}, {"size": (64, 64)}, {"postprocess": False}], ids=str
+)
+def test_a_file_of_another_detector_is_its_own_baseline(changed: dict[str, object]) -> None:
+    report = of_sources(EAGER, ("m.onnx", "ONNX Runtime", 0.1, changed))
+    assert all(report.baseline(result) is result for result in report.results)
+
+
+def test_two_files_are_not_compared_with_each_other() -> None:
+    report = of_sources(("m.onnx", "ONNX Runtime", 0.1, {}), ("n.onnx", "ONNX Runtime", 0.05, {}))
+    assert all(report.baseline(result) is result for result in report.results)
+
+
+def test_two_runs_of_one_recipe_keep_their_own_baselines() -> None:
+    report = of_sources(EAGER, ("yours", "PyTorch 2.15, eager on CPU", 0.4, {}), ("yours", "OpenVINO", 0.1, {}))
+    assert [report.baseline(result).source for result in report.results] == ["mine", "yours", "yours"]
+
+
+def test_raw_outputs_are_compared_with_raw_ones() -> None:
+    raw = {"postprocess": False}
+    torch_raw, file = ("mine", "PyTorch 2.15, eager on CPU", 0.1, raw), ("m.onnx", "ONNX Runtime", 0.05, raw)
+    report = of_sources(EAGER, torch_raw, file)
+    assert [report.speedup(result).median for result in report.results] == pytest.approx([1, 1, 2])
+
+
 @pytest.mark.parametrize(
     "sessions, batches",
     [([], (1,)), (["fixed"], (1, 2)), (["any"], ()), (["any"], (0,))],
@@ -230,7 +343,7 @@ def test_work_of_others_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------------------------------------- papers
 
 T4 = {"runtime": "TensorRT 10.4.0 on Tesla T4", "hardware": "Tesla T4", "batch": 1}
-THEIR_CARD = card("dfine_n", precision="fp16", size=(640, 640))
+THEIR_CARD = replace(card("dfine_n", precision="fp16", size=(640, 640)), categories=CategoryMap.of(80))
 
 
 def test_a_latency_measured_as_theirs_is_compared() -> None:
@@ -261,6 +374,33 @@ def test_any_other_latency_is_not(changed: dict[str, object], of_card: dict[str,
     assert beside.words.startswith("not compared with the paper's 2.12 ms: that is TensorRT, fp16, on Tesla T4")
     for said in [*changed.values(), *(value for value in of_card.values() if isinstance(value, str))]:
         assert str(said) in beside.words
+
+
+@pytest.mark.parametrize(
+    "of_card, doubt, words",
+    [
+        ({"categories": CategoryMap.of(3)}, "", "the paper's has 80 classes and this one 3"),
+        ({"top": 100}, "", "the paper's ends in 300 boxes and this one in 100"),
+        ({}, "its architecture is another", "its architecture is another"),
+    ],
+)
+def test_another_detector_of_that_name_is_not_compared(of_card: dict[str, object], doubt: str, words: str) -> None:
+    beside = beside_paper(2.12, 2.4, card=replace(THEIR_CARD, **of_card), doubt=doubt, **T4)  # type: ignore[arg-type]
+    assert beside is not None and beside.ratio is None
+    assert beside.words == f"not compared with the paper's 2.12 ms: {words}"
+
+
+def test_a_gpu_that_was_held_back_is_told_beside_the_paper() -> None:
+    cool, held = (beside_paper(2.12, 2.4, card=THEIR_CARD, throttled=slow, **T4) for slow in (False, True))
+    assert cool is not None and held is not None and held.ratio == cool.ratio
+    assert held.words == f"{cool.words}; this GPU was held back meanwhile"
+
+
+def test_doubts_of_a_source_keep_its_paper_away() -> None:
+    clock = StillClock()
+    sessions, doubts = [Paced("A", clock, 0.1, recipe="dfine_n")], {"mine": "its architecture is another"}
+    report = compare(sessions, (1,), SHORT, {"dfine_n": 2.12}, ["mine"], clock, doubts)
+    assert "; its architecture is another" in report.results[0].paper.words  # type: ignore[union-attr]
 
 
 def test_no_claim_no_comparison() -> None:
@@ -317,8 +457,8 @@ def test_a_report_as_json_holds_every_call(tmp_path: Path) -> None:
         calls = [call for block in kept["wall"]["seconds"] for call in block]
         assert calls == result.wall.seconds and kept["wall"]["median_ms"] == pytest.approx(1e3 * median(calls))
         assert kept["card"]["precision"] == result.card.precision
-    assert told["results"][2]["speedup"]["median"] == pytest.approx(2.0)
-    assert told["results"][2]["baseline"] == "tiny 32 x 64, A, fp32, raw outputs"
+    assert told["results"][2]["speedup"]["median"] == pytest.approx(2.04)
+    assert told["results"][2]["baseline"] == "tiny 32 x 64, A, fp32" and told["remarks"] == []
 
 
 def test_a_report_as_a_table() -> None:
@@ -326,10 +466,10 @@ def test_a_report_as_a_table() -> None:
     start = lines.index("") + 1
     head, raw, whole, other = lines[start : start + 4]
     assert len({len(line) for line in (head, raw, whole, other)}) == 1
-    assert head.split()[:3] == ["batch", "median", "ms"]
-    figures = ["1", "100.00", "100.00", "100.00", "100.00", "–", "–", "10.0", "baseline"]
+    assert head.split()[:3] == ["batch", "calls", "median"]
+    figures = ["1", "4", "100.00", "100.00", "–", "–", "–", "–", "10.0", "baseline"]
     assert raw.split() == ["tiny", "32", "x", "64,", "A,", "fp32,", "raw", "outputs", *figures]
-    assert whole.endswith("0.98 (0.98 to 0.98)") and other.endswith("20.0  2.00 (2.00 to 2.00)")
+    assert whole.endswith("baseline") and other.endswith("20.0  2.04 (2.04 to 2.04)")
 
 
 def test_a_report_as_html_escapes_names() -> None:

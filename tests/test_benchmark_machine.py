@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 import torch
 
+from deimkit import shipping
+from deimkit.__main__ import main
 from deimkit.deploy import clocks, machine
 from deimkit.deploy.bench import self_test
 from deimkit.deploy.bench.self_test import Check, Question, passed
 from deimkit.deploy.bench.timing import Clock
 from deimkit.deploy.clocks import Observer, Sample, processes, query, verdict
 from deimkit.deploy.machine import Gpu, Machine, hardware, processor_seconds, smi_name
+from deimkit.errors import DeimkitError
 from tests.still_clock import StillClock
 
 # --------------------------------------------------------------------------------------------- a driver that says so
@@ -202,6 +205,41 @@ def test_without_a_gpu_only_the_host_is_tested(monkeypatch: pytest.MonkeyPatch) 
     untried = {name for name, check in found.items() if check.ok is None}
     assert untried == set(found) - {"GPU", "stopwatch"} and {"clocks", "TensorRT", "CUDA graph"} < untried
     assert str(checks[0]).startswith("FAILS      GPU: torch") and str(found["clocks"]).startswith("not tried")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shipping, "smoke", lambda detector, device: "never mind")
+
+
+def test_a_gpu_that_is_not_found_is_told_of_under_auto(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--self-test"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "GPU" in line]
+    assert line.startswith("not tried  GPU: torch") and "neither its clocks nor TensorRT were tried" in line
+    assert all(word in line for word in ("install the driver", "built for a CUDA version", "CUDA_VISIBLE_DEVICES"))
+    assert "GPU" not in by_name(shipping.can_bench("cpu")), "who asks for the CPU misses nothing"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_asked_for_and_not_found_fails(
+    no_gpu: None, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    assert main(["bench", "--self-test", "--device", device]) == 1
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("FAILS      GPU: torch") and first.endswith("look at CUDA_VISIBLE_DEVICES.")
+    assert sum("not tried" in line for line in rest) >= 5 and not any("->" in line for line in rest)
+
+
+def test_a_device_that_no_machine_has_is_refused() -> None:
+    with pytest.raises(DeimkitError, match="device must be"):
+        shipping.can_bench("toaster")
+
+
+def test_the_answers_are_written_where_asked(no_gpu: None, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "checks.json"
+    assert main(["bench", "--self-test", "--device", "cpu", "--to", str(out)]) == 0
+    assert [check["name"] for check in json.loads(out.read_text())] == ["processor", "stopwatch", "a small graph"]
 
 
 def test_on_a_cpu_nothing_is_asked_of_a_gpu() -> None:

@@ -24,9 +24,10 @@ from deimkit.data.split import CategoryMap
 from deimkit.deploy import ort
 from deimkit.deploy.card import Card
 from deimkit.deploy.eager import TorchSession
-from deimkit.deploy.export import export_detector, parity_file
+from deimkit.deploy.export import _calibration, export_detector, parity_file, put
 from deimkit.deploy.onnx_file import read_card, write_onnx
 from deimkit.deploy.open_file import open_session
+from deimkit.deploy.parity import spread
 from deimkit.deploy.quantize import write_int8
 from deimkit.deploy.served import Served
 from deimkit.deploy.session import Session
@@ -34,6 +35,7 @@ from deimkit.errors import CheckpointError, DeimkitError, DeployError
 from deimkit.evaluation.measure import detect
 from deimkit.models.detector import Detector
 from deimkit.models.hgnetv2 import Stem
+from deimkit.shipping import _not_usual
 from tests.filling import fill
 from tests.micro import ARCH, scenes, trainer
 
@@ -133,10 +135,22 @@ def test_a_failed_export_leaves_the_file_that_was_there(
     path.write_text("old")
 
     def fails(*args: Any, **how: Any) -> None:
+        print("at node\n Softmax_12")
         raise RuntimeError("No Adapter To Version $17\nand more")
 
     monkeypatch.setattr(torch.onnx, "export", fails)
-    with pytest.raises(DeployError, match=r"torchscript \(RuntimeError: No Adapter .*\$17\).*exporter='dynamo'"):
+    said = r"torchscript \(RuntimeError: No Adapter .*\$17\). It said last: at node Softmax_12\. Try exporter='dynamo'"
+    with pytest.raises(DeployError, match=said):
+        write_onnx(detector, path)
+    for how in ({"opset": 17}, {"precision": "fp16"}):
+        with pytest.raises(DeployError, match="Try another version of torch"):
+            write_onnx(detector, path, **how)
+
+    def full(*args: Any, **how: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx, "export", full)
+    with pytest.raises(OSError, match="No space left"):
         write_onnx(detector, path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
@@ -296,8 +310,14 @@ OPENED: dict[str, tuple[str, dict[str, Any], str]] = {
         "by onnxruntime or openvino; got runtime='tensorrt'",
     ),
     "a graph on a CPU": ("one.onnx", {"graph": True}, "CUDA graph is for"),
-    "OpenVINO on a GPU": ("one.onnx", {"runtime": "openvino", "device": "cuda"}, "used on the CPU"),
-    "ONNX Runtime elsewhere": ("one.onnx", {"device": "mps"}, "runs on cpu or cuda; got mps"),
+    "OpenVINO on a GPU": (
+        "one.onnx",
+        {"runtime": "openvino", "device": "cuda"},
+        "OpenVINO is used on cpu here; got device='cuda'",
+    ),
+    "ONNX Runtime elsewhere": ("one.onnx", {"device": "mps"}, "used on cpu or cuda here; got device='mps'"),
+    "no device": ("one.onnx", {"device": "foo"}, "used on cpu or cuda here; got device='foo'"),
+    "TensorRT on a CPU": ("some.engine", {"device": "cpu"}, "TensorRT is used on cuda here; got device='cpu'"),
 }
 
 
@@ -305,7 +325,8 @@ OPENED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_what_cannot_be_opened_is_refused(
     files: dict[str, Path], tmp_path: Path, name: str, how: dict[str, Any], message: str
 ) -> None:
-    (tmp_path / "text.onnx").write_text("This is no model.")
+    for other in ("text.onnx", "some.engine"):
+        (tmp_path / other).write_text("This is no model.")
     path = files["one"] if name == "one.onnx" else tmp_path / name
     with pytest.raises(DeployError, match=message):
         open_session(path, **how)
@@ -349,7 +370,9 @@ def test_a_recipe_is_exported_by_name_and_a_run_into_its_folder(
     monkeypatch.chdir(tmp_path)
     assert main(["export", "tiny", "--size", "64", "--batch", "any", "--json"]) in (0, 1)
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["path"] == "tiny.onnx" and (tmp_path / "tiny.onnx").is_file() and told["card"]["batch"] is None
+    assert (
+        told["path"] == "tiny_any_64x64.onnx" and (tmp_path / told["path"]).is_file() and told["card"]["batch"] is None
+    )
     assert told["card"]["size"] == [64, 64] and told["parity"]["verdict"] != "verified"
     assert main(["export", "tiny", "--precision", "int8"]) == 1
     assert "give data= (--data)" in capsys.readouterr().err
@@ -394,9 +417,9 @@ def test_a_checkpoint_with_gappy_ids_keeps_them_in_every_file(tmp_path: Path) ->
     shown = [str(path) for path in data.val.paths]  # type: ignore[union-attr]
     expected: Any = dk.load(tmp_path / "run").predict(shown, threshold=0)
     assert {row["category_id"] for found in expected for row in found.to_coco()} == set(new.values())
-    for how in ({}, {"batch": 2, "postprocess": False}):
+    for called, how in {"micro": {}, "micro_b2_raw": {"batch": 2, "postprocess": False}}.items():
         done = dk.export(str(tmp_path / "run"), progress=False, **how)
-        assert done.path == tmp_path / "run" / "exported" / "micro.onnx" and done.card.recipe == "micro"
+        assert done.path == tmp_path / "run" / "exported" / f"{called}.onnx" and done.card.recipe == "micro"
         for runtime in ("onnxruntime", "openvino") if find_spec("openvino") else ("onnxruntime",):
             found: Any = dk.load(done.path, runtime=runtime).predict(shown, threshold=0)
             for ours, theirs in zip(expected, found, strict=True):
@@ -427,13 +450,116 @@ def test_int8_does_not_look_at_the_images_that_judge_it(detector: Detector, tmp_
     out = tmp_path / "m.onnx"
     done = export_detector(detector, out, precision="int8", split=data.val, images=2, calibration=data.train)
     assert done.made == "calibrated on images of train" and done.card.precision == "int8"
-    assert "leaves out" in export_detector(detector, out, precision="int8", split=data.val, images=2).made
-    assert "measured on too" in export_detector(detector, out, precision="int8", split=data.val, images=4).made
+    assert data.val is not None
+    seen, made = _calibration(data.val, 2, None)
+    assert "leaves out" in made and sorted([*seen.ids, *spread(data.val, 2).ids]) == sorted(data.val.ids)
+    assert _calibration(data.val, 4, None)[1] == "calibrated on the images of val that AP is measured on too"
 
 
 def test_an_untrained_detector_is_compared_with_nothing(tmp_path: Path) -> None:
     done = dk.export("tiny", tmp_path / "t.onnx", size=64, progress=False)
     assert done.parity.verdict == "compared" and "all alike" in str(done)
+
+
+def test_fresh_weights_are_the_same_every_time_and_leave_random_numbers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_rng_state()
+    first = dk.export("tiny", size=64, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert dk.export("tiny", "again.onnx", size=64, progress=False).path.read_bytes() == first.path.read_bytes()
+
+
+NAMED: dict[str, dict[str, Any]] = {
+    "": {"precision": "fp32", "batch": 1, "size": None},
+    "fp16": {"precision": "fp16", "batch": 1, "size": None},
+    "any": {"precision": "fp32", "batch": None, "size": None},
+    "int8_b8_480x800_raw": {"precision": "int8", "batch": 8, "size": (480, 800), "postprocess": False},
+    "top20_opset18_torchscript": {
+        "precision": "fp32",
+        "batch": 1,
+        "size": None,
+        "top": 20,
+        "opset": 18,
+        "exporter": "torchscript",
+    },
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_exports_of_other_options_have_other_names(name: str) -> None:
+    assert "_".join(_not_usual(**NAMED[name])) == name
+
+
+def test_the_detectors_own_size_is_not_named(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = {(64, 96): "detector.onnx", (96, 64): "detector_96x64.onnx"}
+    assert {size: str(dk.export(detector, size=size, progress=False).path) for size in asked} == asked
+
+
+def test_where_a_folder_lies_nothing_is_computed_or_replaced(detector: Detector, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    out.write_text("old")
+    parity_file(out).mkdir()
+    said: list[str] = []
+    with pytest.raises(DeployError, match="m.onnx.parity.json', and there is a folder"):
+        export_detector(detector, out, note=said.append)
+    assert not said and out.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(DeployError, match="at least 17; got 16"):
+        export_detector(detector, tmp_path / "new" / "folder" / "x.onnx", opset=16)
+    assert not (tmp_path / "new").exists()
+
+
+def test_files_are_put_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new").mkdir()
+    new = [tmp_path / "new" / name for name in ("a", "b", "c")]
+    for file in new:
+        file.write_text("new")
+    (tmp_path / "a").write_text("old")
+    replace_ = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if self == new[2]:
+            raise OSError("in use")
+        return replace_(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fails)
+        with pytest.raises(OSError, match="in use"):
+            put(new, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "a"} and (tmp_path / "a").read_text() == "old"
+    for file in new:
+        file.write_text("new")
+    put(new, tmp_path)
+    assert [(tmp_path / file.name).read_text() for file in new] == ["new"] * 3
+
+
+def test_a_served_file_takes_no_batch_of_none(files: dict[str, Path]) -> None:
+    served = Served(open_session(files["one"], threads=1))
+    for batch in (0, -1):
+        with pytest.raises(DeimkitError, match=f"batch must be at least 1; got {batch}"):
+            served.predict(pictures()[0], batch=batch)
+    with pytest.raises(DeployError, match="got device='foo'"):
+        dk.load(files["one"], device="foo")
+
+
+class Eight(TorchSession):
+    """One that takes at most eight images, as an engine does."""
+
+    @property
+    def most(self) -> int:
+        return 8
+
+
+def test_too_many_images_are_told_the_true_range(detector: Detector) -> None:
+    session = Eight(detector)
+    with pytest.raises(DeployError, match=r"float32 \(1 to 8, 3, 64, 96\).*got float32 \(32, 3, 64, 96\)"):
+        session.run(torch.rand(32, 3, 64, 96), torch.full((32, 2), 64))
+    assert "batches of 1 to 8" in repr(Served(session)) and "any batch" in repr(Served(TorchSession(detector)))
 
 
 def test_a_closed_session_says_so(detector: Detector, files: dict[str, Path]) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from deimkit import recipes
 from deimkit.data.dataset import CategoryMap, Split
 from deimkit.deploy.card import Card
 from deimkit.deploy.difference import Difference, compare
@@ -367,6 +368,32 @@ def test_sizes_and_tops_have_a_reference_each(detector: Detector) -> None:
     sessions[1].card = replace(sessions[1].card, size=(96, 64))
     narrow, tall = prove(detector, sessions, batches=(4,)).contenders
     assert narrow.every == Difference(images=8, matched=56) and tall.size == (96, 64) and tall.every.matched == 480
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["boxes", "raw"])
+def test_ap_is_of_as_many_boxes_as_the_file_gives(detector: Detector, taught: Split, raw: bool) -> None:
+    """Three boxes of four are found at most, so that AP is lower than with all of them."""
+    tops = (3, 60)
+    few, all_of_them = prove(detector, [Fake(detector, same, raw, top=top) for top in tops], taught).contenders
+    assert few.accuracy is not None and all_of_them.accuracy is not None and few.verdict == "agrees"
+    assert few.accuracy.torch == few.accuracy.runtime < all_of_them.accuracy.torch == all_of_them.accuracy.runtime
+
+
+def test_a_file_of_one_box_is_not_called_untrained(detector: Detector) -> None:
+    row = prove(detector, [Fake(detector, shifted, top=1)], batches=(8,)).contenders[0]
+    assert not row.alike and row.verdict == "differs"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fresh_weights_are_alike(seed: int) -> None:
+    """The best scores are up to 0.03 apart, and yet most neighbours are equal but for rounding."""
+    torch.manual_seed(seed)
+    fresh = recipes.get("tiny").build().eval()
+    session = Fake(fresh, wrong)
+    session.card = replace(session.card, size=fresh.size, categories=fresh.categories)
+    session.change = lambda answer: answer | {"labels": (answer["labels"] + 1) % 80}
+    row = prove(fresh, [session], batches=(8,)).contenders[0]
+    assert row.alike and row.verdict == "compared" and row.held.unmatched
 
 
 def test_only_what_was_made_from_it_is_compared(detector: Detector) -> None:

@@ -248,7 +248,7 @@ def test_a_profile_that_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return -1
 
     monkeypatch.setattr(IBuilderConfig, "add_optimization_profile", refuse)
-    with pytest.raises(DeployError, match=r"no batches of \(1, 1, 8\) images: no such batch"):
+    with pytest.raises(DeployError, match=r"no batches of 1 to 8 images: no such batch"):
         build(tmp_path / "m.onnx", card, Plan(), device="cpu")
 
 

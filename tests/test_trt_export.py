@@ -13,8 +13,10 @@ from filling import fill
 from deimkit.deploy.card import Card
 from deimkit.deploy.export import export_detector, parity_file
 from deimkit.deploy.onnx_file import read_card, write_onnx
+from deimkit.deploy.trt.cuda import Cuda
 from deimkit.deploy.trt.library import tensorrt
 from deimkit.deploy.trt.precision import written
+from deimkit.errors import DeployError
 from deimkit.models.detector import Detector
 from tests.micro import ARCH
 
@@ -47,7 +49,11 @@ def test_an_engine_is_built_kept_and_held_against_torch(
     machine = Machine()
     machine.install(monkeypatch, asked[0])
     assert written(tensorrt(), asked[1]) == way[0]
-    done = export_detector(detector, tmp_path / "m.engine", "tensorrt", asked[1], device="cpu")
+    for room in ("build", "engine"):  # the stand-in's GPU has its memory on the CPU
+        monkeypatch.setattr(f"deimkit.deploy.trt.{room}.Cuda", lambda device: Cuda("cpu"))
+    with pytest.raises(DeployError, match="TensorRT is used on cuda here; got device='cpu'"):
+        export_detector(detector, tmp_path / "m.engine", "tensorrt", asked[1], device="cpu")
+    done = export_detector(detector, tmp_path / "m.engine", "tensorrt", asked[1])
     assert not machine.violations
     kept = done.path.with_suffix(".onnx")
     assert read_card(kept).precision == way[0], "the file to build it from anew, on another GPU"

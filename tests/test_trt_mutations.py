@@ -121,7 +121,7 @@ MUTATIONS = [
         "engine",
         "                self._refuse(batch)\n        if",
         "                pass\n        if",
-        run.test_too_many_images_are_refused_and_the_session_lives_on,
+        run.test_a_shape_that_tensorrt_does_not_take_is_told_and_the_session_lives_on,
     ),
     Mutation(
         "what infer_shapes lacks is not read",

@@ -96,9 +96,26 @@ def test_too_many_images_are_refused_and_the_session_lives_on(tmp_path: Path, mo
     bench = Bench(tmp_path, monkeypatch, batch=None)
     with bench.open(graph=True) as session:
         bench.run(session, 2)
-        with pytest.raises(DeployError, match="was built for 1 to 8 images at a time; got 9"):
+        with pytest.raises(DeployError, match=r"float32 \(1 to 8, 3, 8, 8\).*got float32 \(9, 3, 8, 8\)"):
             session.run(torch.rand(9, 3, 8, 8), torch.full((9, 2), 8))
         bench.run(session, 2)
+
+
+def test_a_shape_that_tensorrt_does_not_take_is_told_and_the_session_lives_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: IExecutionContext, name: str, shape: Any) -> bool:
+        self._error("there is no room for it")
+        return False
+
+    bench = Bench(tmp_path, monkeypatch, batch=None)
+    with bench.open() as session:
+        bench.run(session, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(IExecutionContext, "set_input_shape", refuse)
+            with pytest.raises(DeployError, match=r"built for 1 to 8 images at a time; got 3 \(.*no room for it"):
+                session.run(torch.rand(3, 3, 8, 8), torch.full((3, 2), 8))
+        bench.run(session, 3)
 
 
 @pytest.mark.parametrize(

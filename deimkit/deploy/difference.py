@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 BOX_REACH, SCORE_REACH = 0.05, 0.1  # a pair this far apart, in sides of the image or in score, is no pair
 MOST = 300  # detections of an image that are compared, as pairing more takes time by the cube of their number
-SEEN = 0.05  # an image is silent if no score reaches this
+SEEN = 0.05  # an image is silent if no score reaches half of this where one should reach it
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _of_image(a: Found, b: Found, slack: float, above: float) -> Difference:
         extra=int((b.scores[alone[1]] >= above).sum()),
         border=int((a.scores[tied] >= above).sum() + (b.scores[tied_there] >= above).sum()),
         relabelled=int((relabelled >= above).sum()),
-        silent=int(a.scores.max(initial=0.0) >= SEEN > b.scores.max(initial=0.0)),
+        silent=int(a.scores.max(initial=0.0) >= SEEN > 2 * b.scores.max(initial=0.0)),
         unsorted=int((np.diff(b.scores) > slack).any()),
     )
 

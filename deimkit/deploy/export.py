@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from typing import Any
 
 from deimkit.data.split import Split
 from deimkit.deploy.card import PRECISIONS, Card
-from deimkit.deploy.onnx_file import write_onnx
+from deimkit.deploy.onnx_file import choice, write_onnx
 from deimkit.deploy.open_file import RUNTIMES, open_session
 from deimkit.deploy.parity import Parity, prove, spread
 from deimkit.deploy.quantize import write_int8
+from deimkit.deploy.session import as_device
 from deimkit.errors import DeployError
 from deimkit.evaluation.measure import common_classes
 from deimkit.models.detector import Detector
@@ -41,7 +43,8 @@ class Exported:
 
     def __str__(self) -> str:
         size = f"{self.card.size[0]} x {self.card.size[1]}"
-        batch = "any batch" if self.card.batch is None else f"batch {self.card.batch}"
+        many = f"batches of 1 to {AT_MOST}" if self.path.suffix == SUFFIXES["tensorrt"] else "any batch"
+        batch = many if self.card.batch is None else f"batch {self.card.batch}"
         made = f", {self.made}" if self.made else ""
         ends = "boxes, scores and labels" if self.card.postprocess else "the logits and boxes of all queries"
         what = f"{self.card.precision}{made}, {size}, {batch}, opset {self.card.opset} by {self.card.exporter}"
@@ -77,12 +80,14 @@ def export_detector(
 
     precision: "fp32", "fp16" or "int8". split: annotated images; `images` of them measure AP, without which nothing is
     called verified. calibration: images that INT8 looks at, by default those of the split that AP leaves out. device:
-    the GPU that an engine is for, and where the file is tried, as of `open_session`. batch, how: as of `write_onnx`.
-    The report is written beside the file, as .parity.json, with the SHA-256 of what was written, by name. All are there
-    at the end or none is. note: called with what is being done. Raises `DeployError`.
+    the GPU that an engine is for, and where the file is tried, as of `open_session`. batch, how: as of `write_onnx`; an
+    engine for any batch takes 1 to 8 images. The report is written beside the file, as .parity.json, with the SHA-256
+    of what was written, by name. All are there at the end, or what was there before. note: called with what is being
+    done. Raises `DeployError`, and `OSError` where files cannot be written.
     """
     path, tell = Path(path), note or (lambda _: None)
     expect(detector, path, format, precision, split, images, device)
+    expect_graph(detector, batch, _typed(format, precision), **how)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         onnx = Path(folder) / f"{path.stem}.onnx"
@@ -97,8 +102,7 @@ def export_detector(
         digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         report = parity.to_dict() | {"sha256": digests}
         parity_file(files[-1]).write_text(json.dumps(report, indent=1), encoding="utf-8")
-        for file in (*files, parity_file(files[-1])):
-            file.replace(path.parent / file.name)
+        put([*files, parity_file(files[-1])], path.parent)
     return Exported(path.parent / files[-1].name, card, parity, ", ".join(filter(None, (way, made))))
 
 
@@ -161,14 +165,52 @@ def expect(
         raise DeployError("INT8 has to see images, to know how large the numbers get: give data= (--data).")
     if images < 1:
         raise DeployError(f"images, of which AP is measured, must be at least 1; got {images}.")
-    if format == "openvino" and device not in (None, "cpu"):
-        raise DeployError(f"OpenVINO is used on the CPU here; got device={device!r}.")
+    as_device(RUNTIMES[path.suffix][0], device)
+    if format != "tensorrt":  # the name of an engine is known only once it is built
+        beside = [path.with_suffix(".bin")] if format == "openvino" else []
+        expect_free([path, parity_file(path), *beside])
     if split is not None:
         common_classes(detector.categories, split.categories)
     if format == "tensorrt":
         from deimkit.deploy.trt.library import tensorrt
 
         tensorrt()
+
+
+def expect_graph(
+    detector: Detector,
+    batch: int | None,
+    precision: str,
+    size: tuple[int, int] | None = None,
+    opset: int | None = None,
+    exporter: str | None = None,
+    top: int = 300,
+    **_: Any,
+) -> None:
+    """Raise `DeployError` for arguments that `write_onnx` refuses, before anything is written."""
+    choice(precision, opset, exporter, batch, size or detector.size, top)
+
+
+def expect_free(paths: Sequence[Path]) -> None:
+    """Raise `DeployError` unless files can be put at these paths: nothing is there, or a file to be replaced."""
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise DeployError(f"An export writes the file {str(path)!r}, and there is a folder. Move it, or give out=.")
+
+
+def put(files: Sequence[Path], folder: Path) -> None:
+    """Move files into `folder`, in place of those of the same names; if one cannot be moved, all is as it was."""
+    targets = [folder / file.name for file in files]
+    expect_free(targets)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as aside, ExitStack() as undo:
+        for file, target in zip(files, targets, strict=True):
+            if os.path.lexists(target):
+                target.replace(kept := Path(aside) / file.name)
+                undo.callback(kept.replace, target)
+            else:
+                undo.callback(target.unlink, missing_ok=True)
+            file.replace(target)
+        undo.pop_all()
 
 
 def _typed(format: str, precision: str) -> str:

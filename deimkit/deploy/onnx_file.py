@@ -25,6 +25,7 @@ from deimkit.models.detector import Detector
 OLDEST, NEW = 17, 18  # opsets: 16 has no LayerNormalization, whose parts overflow in FP16; from 18 on torch.export
 EXPORTERS = ("torchscript", "dynamo")
 KEY = "deimkit"  # under which a file's metadata have the card
+TAIL = 300  # letters of what torch printed that an error repeats
 EXAMPLES = 2  # images in the example of a dynamic batch: a single one would be taken for a constant
 
 
@@ -46,14 +47,15 @@ def write_onnx(
     any number. postprocess: end in boxes, scores and labels; otherwise in the logits and boxes of all queries.
     precision: "fp32", or "fp16" for weights and activations of half precision, boxes and distributions in float32.
     opset: 17 or more, by default 17, and 18 for fp16. exporter: "torchscript" for 17, "dynamo" from 18 on. top: boxes
-    per image. The file is checked, and appears only when it is whole. Raises `DeployError`.
+    per image. The file is checked, and appears only when it is whole. Raises `DeployError`, and `OSError` where it
+    cannot be written.
     """
     onnx = needed("onnx")
-    opset, exporter = _choice(precision, opset, exporter, batch, size := size or detector.size)
-    if top < 1:
-        raise DeployError(f"top must be at least 1 box per image; got {top}.")
+    size, asked = size or detector.size, opset
+    opset, exporter = choice(precision, opset, exporter, batch, size, top)
     graph = Graph(detector, postprocess, top, torch.float16 if precision == "fp16" else torch.float32).cpu()
-    images = torch.rand(EXAMPLES if batch is None else batch, 3, *size)
+    fixed = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
+    images = torch.rand(EXAMPLES if batch is None else batch, 3, *size, generator=fixed)
     inputs = (images, torch.tensor([size] * len(images))) if postprocess else (images,)
     with torch.no_grad():
         shapes = [tuple(x.shape[1:]) for x in graph(*inputs)]
@@ -70,7 +72,7 @@ def write_onnx(
         versions={name: version(name) for name in ("deimkit", "torch", "onnx")},
     )
     with written_whole(Path(path)) as file:
-        _trace(graph, inputs, file, card)
+        _trace(graph, inputs, file, card, _other(card, asked))
         model = onnx.load(str(file))
         _expect_opset(model, card)
         _say_shapes(model, card, shapes)
@@ -126,16 +128,18 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(file, path)
 
 
-def _choice(
-    precision: str, opset: int | None, exporter: str | None, batch: int | None, size: tuple[int, int]
+def choice(
+    precision: str, opset: int | None, exporter: str | None, batch: int | None, size: tuple[int, int], top: int
 ) -> tuple[int, str]:
-    """The opset and the exporter, or `DeployError` for what cannot be exported."""
+    """The opset and the exporter that `write_onnx` takes, or `DeployError` for what cannot be exported."""
     if precision not in PRECISIONS[:2]:
         raise DeployError(f"precision is one of {', '.join(PRECISIONS[:2])}; got {precision!r}.")
     if batch is not None and batch < 1:
         raise DeployError(f"batch must be at least 1, or None for any number; got {batch}.")
     if any(side < 32 or side % 32 for side in size):
         raise DeployError(f"The input's height and width must be multiples of 32; got {size[0]} x {size[1]}.")
+    if top < 1:
+        raise DeployError(f"top must be at least 1 box per image; got {top}.")
     if exporter not in (None, *EXPORTERS):
         raise DeployError(f"exporter is one of {', '.join(EXPORTERS)}; got {exporter!r}.")
     if opset is None:
@@ -159,8 +163,18 @@ def _choice(
     return opset, exporter
 
 
-def _trace(graph: Graph, inputs: tuple[Tensor, ...], file: Path, card: Card) -> None:
-    """Let torch write the graph; what it says meanwhile is kept for when it fails."""
+def _other(card: Card, opset: int | None) -> str | None:
+    """The exporter that was not taken, if it can do what was asked: it may manage what the first cannot."""
+    other = EXPORTERS[card.exporter == EXPORTERS[0]]
+    try:
+        choice(card.precision, opset, other, card.batch, card.size, card.top)
+    except DeployError:
+        return None
+    return other
+
+
+def _trace(graph: Graph, inputs: tuple[Tensor, ...], file: Path, card: Card, other: str | None) -> None:
+    """Let torch write the graph; what it says meanwhile is kept for when it fails. other: the exporter to try then."""
     how: dict[str, Any] = {}
     if card.batch is None and card.exporter == "dynamo":
         how["dynamic_shapes"] = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
@@ -174,11 +188,15 @@ def _trace(graph: Graph, inputs: tuple[Tensor, ...], file: Path, card: Card) -> 
         warnings.simplefilter("ignore")  # height and width are constants on purpose, and the batch is tried afterwards
         try:
             torch.onnx.export(graph, inputs, str(file), dynamo=card.exporter == "dynamo", **how)
+        except OSError:
+            raise  # a full disk is no fault of the exporter
         except Exception as error:
+            told = (str(error).strip() or "no message").splitlines()[0]
+            tail = " ".join(said.getvalue().split())[-TAIL:]
             raise DeployError(
                 f"torch {torch.__version__} cannot export this detector by {card.exporter} ({type(error).__name__}: "
-                f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}). "
-                f"Try exporter={EXPORTERS[card.exporter == EXPORTERS[0]]!r}."
+                f"{told}). {f'It said last: {tail}. ' if tail else ''}"
+                f"Try {f'exporter={other!r}' if other else 'another version of torch'}."
             ) from error
 
 

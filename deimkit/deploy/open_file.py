@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deimkit.deploy.session import Session
+from deimkit.deploy.session import Session, as_device
 from deimkit.errors import DeployError
 
 # Which runtimes open a file, by its suffix; the first one does unless another is asked for.
@@ -34,16 +34,15 @@ def open_session(
         raise DeployError(f"No file at {str(path)!r}; `deimkit export` writes one.")
     if graph and chosen != "tensorrt":
         raise DeployError(f"A CUDA graph is for TensorRT engines and for torch; got graph=True for {chosen}.")
+    where = as_device(chosen, device)
     if chosen == "tensorrt":
         from deimkit.deploy.trt.engine import TrtSession
 
-        return TrtSession(file, device or "cuda", graph)
+        return TrtSession(file, where, graph)
     if chosen == "openvino":
         from deimkit.deploy.vino import VinoSession
 
-        if device not in (None, "cpu"):
-            raise DeployError(f"OpenVINO is used on the CPU here; got device={device!r}.")
         return VinoSession(file, threads)
     from deimkit.deploy.ort import OrtSession
 
-    return OrtSession(file, device or "cpu", threads)
+    return OrtSession(file, where, threads)

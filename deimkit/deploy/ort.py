@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deimkit.deploy.eager import described
 from deimkit.deploy.onnx_file import needed, read_card
-from deimkit.deploy.session import Session
+from deimkit.deploy.session import Session, as_device
 from deimkit.errors import DeployError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -26,7 +26,7 @@ class OrtSession(Session):
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu", threads: int | None = None) -> None:
         runtime = needed("onnxruntime")
-        self.card, self.device = read_card(path), torch.device(device)
+        self.card, self.device = read_card(path), as_device("onnxruntime", device)
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors: it warns of every copy that a graph makes
         if threads is not None:
@@ -71,8 +71,6 @@ class OrtSession(Session):
 
 def _opened(runtime: Any, path: Path, options: Any, device: torch.device) -> Any:
     """The session of ONNX Runtime on the device that was asked for, and on no other."""
-    if device.type not in PROVIDERS:
-        raise DeployError(f"ONNX Runtime runs on cpu or cuda; got {device}.")
     provider = PROVIDERS[device.type]
     if provider not in runtime.get_available_providers():
         raise DeployError(

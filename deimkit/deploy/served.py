@@ -43,7 +43,8 @@ class Served:
 
         batch: images at a time, by default those of the file. Its input size is fixed.
         """
-        return predict(self, source, threshold=threshold, batch=batch or self.session.card.batch or 8)
+        own = self.session.card.batch or 8
+        return predict(self, source, threshold=threshold, batch=own if batch is None else batch)
 
     def detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
         """The objects in images (B, 3, H, W), bytes or floats in [0, 1], with sizes (B, 2); as `Detector.detect`.
@@ -76,5 +77,5 @@ class Served:
 
     def __repr__(self) -> str:
         card = self.session.card
-        what, batch = card.recipe or "a detector", "any batch" if card.batch is None else f"batch {card.batch}"
-        return f"Served({what} in {card.precision}, {self.size[0]} x {self.size[1]}, {batch}, by {self.session.name})"
+        what, size = card.recipe or "a detector", f"{self.size[0]} x {self.size[1]}"
+        return f"Served({what} in {card.precision}, {size}, {self.session.batches}, by {self.session.name})"

@@ -11,6 +11,7 @@ import datetime
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from statistics import median
 from typing import Any, Self
 
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from deimkit.deploy.bench.latency import Report, Result
 from deimkit.deploy.bench.timing import USUAL, Clock, Method, Timing
-from deimkit.deploy.clocks import Observer
+from deimkit.deploy.clocks import Observer, verdict
 from deimkit.deploy.machine import Machine, hardware, processor_seconds, smi_name
 from deimkit.deploy.session import Session
 from deimkit.errors import DeployError
 
 WINDOW = 3  # calls whose median is compared with that of the next ones to see whether a session is warm
 MOST_CALLS = 500  # of a block
+FAILURES = (RuntimeError, DeployError)  # torch's own, such as no memory and no compiler, are RuntimeErrors
 Span = tuple[float, float | None]  # seconds of a call by the wall clock, and by the GPU where it has a clock
 
 
@@ -41,22 +43,25 @@ def compare(
     claimed_ms: Mapping[str, float | None] | None = None,
     sources: Sequence[str] | None = None,
     clock: Clock | None = None,
+    doubts: Mapping[str, str] | None = None,
+    remarks: Sequence[str] = (),
 ) -> Report:
     """Measure sessions in turn at each batch size, and what the machine was doing meanwhile.
 
     The first session of a source and input size is what its others are compared with: give the plain one first. One
-    that takes other batches only is left out there, with a remark. claimed_ms: latencies that papers claim, by recipe
-    name. sources: of which detector each session is, by default its recipe.
-    Raises `DeployError` if no session takes any of the sizes, and what a session raises.
+    that takes other batches only, or fails (no memory, no compiler), is left out there, with a remark. claimed_ms:
+    latencies that papers claim, by recipe name. sources: of which detector each session is, by default its recipe.
+    doubts: why a source is not the detector of its recipe's paper. remarks: what the report should say besides.
+    Raises `DeployError` if no session takes any of the sizes, or all of them fail.
     """
-    clock, claims = clock or Clock(), claimed_ms or {}
+    clock, claims, doubts, said = clock or Clock(), claimed_ms or {}, doubts or {}, list(remarks)
     named = list(zip(sessions, sources or [s.card.recipe for s in sessions], strict=True))
     groups = {batch: [entry for entry in named if takes(entry[0], batch)] for batch in batches}
     if not any(groups.values()) or min(groups) < 1:
         sizes = ", ".join(f"{s.name}: {s.card.batch or 'any'}" for s in sessions) or "none"
         raise DeployError(
             f"Expected sessions that take {' or '.join(map(str, batches)) or 'some number of'} images at a time; got "
-            f"{sizes}. Export with that batch, or with any (batch=None)."
+            f"{sizes}. Export with that batch, or with any (batch=None). {' '.join(said)}".rstrip()
         )
     devices = [session.device for session in sessions]
     gpu = next((device for device in devices if device.type == "cuda"), None)
@@ -64,14 +69,20 @@ def compare(
     results: list[Result] = []
     with Observer(None if gpu is None else smi_name(gpu)) as observer, _Others() as others:
         for batch, group in groups.items():
-            results += _in_turn([_Contender(*entry, batch, method, clock) for entry in group], claims)
-    remarks = [
+            running = _in_turn([_Contender(*entry, batch, method, clock) for entry in group], said)
+            results += [contender.result(claims, doubts) for contender in running]
+    if not results:
+        raise DeployError(f"Expected at least one session that runs; got {' '.join(said)} Try a smaller batch or size.")
+    if gpu is not None:
+        held, _ = verdict(observer.samples)
+        results = [replace(r, throttled=held) if r.gpu else r for r in results]
+    said += [
         f"{session.name} takes {session.most} images at a time: not measured with {batch}."
         for batch in groups
         for session in sessions
         if not takes(session, batch)
     ]
-    return Report(machine, method, tuple(results), started, tuple(observer.samples), others.share, tuple(remarks))
+    return Report(machine, method, tuple(results), started, tuple(observer.samples), others.share, tuple(said))
 
 
 def takes(session: Session, batch: int) -> bool:
@@ -79,14 +90,28 @@ def takes(session: Session, batch: int) -> bool:
     return session.card.batch in (None, batch) and batch <= (session.most or batch)
 
 
-def _in_turn(contenders: list[_Contender], claims: Mapping[str, float | None]) -> Iterator[Result]:
-    """The results of contenders that run in turn, round after round, once all of them are warm."""
-    for contender in contenders:
-        contender.warm_up()
+def why(error: BaseException) -> str:
+    """A failure in a line: ours in its own words, another by its name and how its message begins."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return str(error) if isinstance(error, DeployError) else f"{type(error).__name__}: {first}"
+
+
+def _in_turn(contenders: list[_Contender], remarks: list[str]) -> list[_Contender]:
+    """Run in turn, round after round, once all are warm; returns those that came through, and remarks on the others."""
+
+    def works(contender: _Contender, work: Callable[[], None]) -> bool:
+        try:
+            work()
+        except FAILURES as error:
+            who = f"{contender.source}, {contender.session.name}, {contender.session.card.precision}"
+            remarks.append(f"{who}, batch {contender.batch}: left out, {why(error)}")
+            return False
+        return True
+
+    running = [contender for contender in contenders if works(contender, contender.warm_up)]
     for _ in range(contenders[0].method.rounds if contenders else 0):
-        for contender in contenders:
-            contender.round()
-    return (contender.result(claims) for contender in contenders)
+        running = [contender for contender in running if works(contender, contender.round)]
+    return running
 
 
 class _Contender:
@@ -95,14 +120,17 @@ class _Contender:
     def __init__(self, session: Session, source: str, batch: int, method: Method, clock: Clock) -> None:
         self.source = source
         self.session, self.batch, self.method, self.clock = session, batch, method, clock
-        height, width = session.card.size
-        images = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
-        self.host = images.pin_memory() if session.device.type == "cuda" else images
-        self.images = self.host.to(session.device)
-        self.sizes = torch.tensor([[height, width]] * batch, device=session.device)
         self.calls, self.first_s, self.warm = 1, 0.0, False
         self.spans: list[list[Span]] = []
         self.copied: list[list[Span]] = []
+
+    def prepare(self) -> None:
+        """Bring the images to where the session wants them."""
+        height, width = self.session.card.size
+        images = torch.rand(self.batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+        self.host = images.pin_memory() if self.session.device.type == "cuda" else images
+        self.images = self.host.to(self.session.device)
+        self.sizes = torch.tensor([[height, width]] * self.batch, device=self.session.device)
 
     def run(self) -> dict[str, Tensor]:
         """One inference on images that are where the session wants them."""
@@ -119,6 +147,7 @@ class _Contender:
 
     def warm_up(self) -> None:
         """Call until two medians agree, and find how many calls fill a block."""
+        self.prepare()
         self.first_s = self.time(self.run)[0]
         start, walls = self.clock.now(), [self.time(self.run)[0] for _ in range(WINDOW)]
         while not self.warm and self.clock.now() - start <= self.method.patience:
@@ -142,7 +171,7 @@ class _Contender:
         with _no_garbage():
             return [self.time(work) for _ in range(self.calls)]
 
-    def result(self, claims: Mapping[str, float | None]) -> Result:
+    def result(self, claims: Mapping[str, float | None], doubts: Mapping[str, str]) -> Result:
         """What was measured."""
         card = self.session.card
         return Result(
@@ -157,6 +186,7 @@ class _Contender:
             first_s=self.first_s,
             warm=self.warm,
             claimed_ms=claims.get(card.recipe),
+            doubt=doubts.get(self.source, ""),
         )
 
     def _walls(self, blocks: list[list[Span]]) -> Timing:

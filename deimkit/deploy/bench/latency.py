@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from deimkit.deploy.bench.paper import BesidePaper, beside_paper
@@ -13,10 +14,32 @@ from deimkit.deploy.bench.timing import Method, Ratio, Timing
 from deimkit.deploy.card import Card
 from deimkit.deploy.clocks import Sample, verdict
 from deimkit.deploy.machine import Machine
+from deimkit.errors import DeployError
 from deimkit.evaluation.page import table, write
 
-HEAD = ("", "batch", "median ms", "min", "p90", "p99", "GPU ms", "with copies", "images/s", "times faster (95 %)")
+HEAD = (
+    *("", "batch", "calls", "median ms", "min", "p90", "p99"),
+    *("GPU ms", "with copies", "images/s", "times faster (95 %)"),
+)
 BUSY = 0.1  # the share of the processors from which on other work is mentioned
+
+
+def place_for(path: str | Path) -> Path:
+    """The path of a file to come, if it can be written: asked before minutes are spent on what goes there.
+
+    Makes its folder. Raises `DeployError` if the path is a folder, or its folder takes no files.
+    """
+    place = Path(path)
+    if place.is_dir():
+        raise DeployError(
+            f"Expected a file to write to; {str(path)!r} is a folder. Name one in it, such as bench.json."
+        )
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=place.parent):
+            return place
+    except OSError as error:
+        raise DeployError(f"Expected a file that can be written; got {str(path)!r}: {error}. Name another.") from error
 
 
 @dataclass(frozen=True)
@@ -28,7 +51,8 @@ class Result:
     wall: from the call until the device is done, images on the device already. gpu: the same calls by CUDA events, or
     None without CUDA. copies: images copied from the host's pinned memory and results back; None where host and device
     are one. first_s: of the very first call, which may compile. warm: whether the warm-up ended because times agreed.
-    claimed_ms: what the paper claims for this recipe.
+    claimed_ms: what the paper claims for this recipe. doubt: why this is not the paper's detector, or "". throttled:
+    whether the GPU was held back meanwhile, or None if nobody can tell.
     """
 
     name: str
@@ -42,6 +66,8 @@ class Result:
     warm: bool
     claimed_ms: float | None = None
     source: str = ""
+    doubt: str = ""
+    throttled: bool | None = None
 
     @property
     def label(self) -> str:
@@ -58,12 +84,32 @@ class Result:
     @property
     def paper(self) -> BesidePaper | None:
         """Beside the paper's claim, or why it cannot stand there."""
-        return beside_paper(self.claimed_ms, 1e3 * self.wall.median, self.name, self.hardware, self.card, self.batch)
+        return beside_paper(
+            self.claimed_ms,
+            1e3 * self.wall.median,
+            self.name,
+            self.hardware,
+            self.card,
+            self.batch,
+            self.doubt,
+            bool(self.throttled),
+        )
+
+    @property
+    def by_torch(self) -> bool:
+        """Whether torch itself ran it."""
+        return self.name.startswith("PyTorch ")
 
     def rivals(self, other: Result) -> bool:
-        """Whether the two can be compared: the same detector, input size and batch."""
-        ours, theirs = ((r.source, r.card.size, r.batch) for r in (self, other))
+        """Whether the two can be compared: of one source, with the same input size, batch and ending."""
+        ours, theirs = ((r.source, r.card.size, r.batch, r.card.postprocess) for r in (self, other))
         return ours == theirs
+
+    def is_like(self, other: Result) -> bool:
+        """Whether their cards say that both are the same detector, run on as much and with the same ending."""
+        a, b = self.card, other.card
+        same = (a.recipe, a.categories, a.size, a.postprocess) == (b.recipe, b.categories, b.size, b.postprocess)
+        return same and bool(a.recipe) and self.batch == other.batch
 
     def is_raw_of(self, other: Result) -> bool:
         """Whether this is the other one without post-processing."""
@@ -91,6 +137,9 @@ class Result:
 class Report:
     """Sessions side by side, on one machine, in one run; the first of each source, size and batch is the baseline.
 
+    Of an exported file, which is a source of its own, it is torch with the detector that its card names, if that was
+    measured too. Raw outputs are compared with raw ones.
+
     started: local time, ISO 8601. samples: how the GPU was doing. others: the share of the processors that was busy
     with something else, in [0, 1], or None where nobody tells. remarks: what else should be known.
     """
@@ -104,8 +153,10 @@ class Report:
     remarks: tuple[str, ...] = ()
 
     def baseline(self, result: Result) -> Result:
-        """What a result is compared with."""
-        return next(other for other in self.results if other.rivals(result))
+        """What a result is compared with: the first of its source; torch with the same detector, for a file."""
+        own = next(other for other in self.results if other.rivals(result))
+        by_torch = (other for other in self.results if other.by_torch and other.is_like(result))
+        return own if own.by_torch else next(by_torch, own)
 
     def speedup(self, result: Result) -> Ratio:
         """How many times faster than its baseline a result is, copies left out; 1 for the baseline itself."""
@@ -169,6 +220,7 @@ class Report:
             "samples": [sample.to_dict() for sample in self.samples],
             "throttled": self.throttled,
             "others": self.others,
+            "remarks": list(self.remarks),
             "notes": self.notes,
         }
 
@@ -190,19 +242,20 @@ class Report:
         return "\n".join([str(self.machine), "", *lines, "", *(f"- {note}" for note in self.notes)]).rstrip()
 
     def _row(self, result: Result) -> tuple[str, ...]:
-        def ms(seconds: float) -> str:
-            return f"{1e3 * seconds:.2f}"
+        def ms(seconds: float | None) -> str:
+            return "–" if seconds is None else f"{1e3 * seconds:.2f}"
 
         wall, gpu, copies = result.wall, result.gpu, result.copies
         return (
             result.label,
             str(result.batch),
+            str(len(wall.seconds)),
             ms(wall.median),
             ms(wall.min),
-            ms(wall.percentile(90)),
-            ms(wall.percentile(99)),
-            ms(gpu.median) if gpu else "–",
-            ms(copies.median) if copies else "–",
+            ms(wall.tail(90)),
+            ms(wall.tail(99)),
+            ms(gpu.median if gpu else None),
+            ms(copies.median if copies else None),
             f"{wall.images_per_s:.1f}",
             "baseline" if result is self.baseline(result) else str(self.speedup(result)),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deimkit.deploy.bench.benchmark import FAILURES, why
 from deimkit.deploy.eager import TorchSession
 from deimkit.deploy.onnx_file import read_card, write_onnx
 from deimkit.deploy.ort import OrtSession
@@ -40,42 +41,45 @@ class Lineup:
         """The detector as torch runs it, first of all plainly, and then as every other runtime here does.
 
         precisions: of "fp32" and "fp16". raw: once more without post-processing, to see what that costs. remark: called
-        with why a runtime is left out.
+        with why a way of running it is left out.
         """
+        left_out = remark or (lambda _: None)
         found: list[Session] = []
         by_torch = dict.fromkeys(("fp32", *(precisions if self.device.type == "cuda" else ())))  # CPUs compute in FP32
         for postprocess in (True, False) if raw else (True,):
             for precision in by_torch:
-                found += self._by_torch(precision, postprocess)
+                found += self._by_torch(precision, postprocess, left_out)
             for precision in precisions:
-                found += self._by_others(precision, postprocess, remark or (lambda _: None))
+                found += self._by_others(precision, postprocess, left_out)
         return found
+
+    @property
+    def called(self) -> str:
+        """The detector in a word."""
+        return self.recipe or "detector"
 
     @property
     def batch(self) -> int | None:
         """Images at a time, or None for any number."""
         return self.batches[0] if len(set(self.batches)) == 1 else None
 
-    def _by_torch(self, precision: str, postprocess: bool) -> Iterator[Session]:
+    def _by_torch(self, precision: str, postprocess: bool, remark: Callable[[str], None]) -> list[Session]:
         ways: list[dict[str, Any]] = [{"deployed": False}, {}]
         ways += [{"compile": True}] if self.compile else []
         ways += [{"graph": True}] if self.device.type == "cuda" else []
+        found: list[Session] = []
         for way in ways:
-            yield TorchSession(
-                self.detector,
-                recipe=self.recipe,
-                size=self.size,
-                batch=self.batch,
-                postprocess=postprocess,
-                precision=precision,
-                device=self.device,
-                **way,
-            )
+            given = {"size": self.size, "batch": self.batch, "postprocess": postprocess, "precision": precision, **way}
+            try:
+                found.append(TorchSession(self.detector, self.recipe, device=self.device, **given))
+            except FAILURES as error:
+                remark(f"{self.called}, {precision}, PyTorch: left out, {why(error)}")
+        return found
 
-    def _by_others(self, precision: str, postprocess: bool, remark: Callable[[str], None]) -> Iterator[Session]:
+    def _by_others(self, precision: str, postprocess: bool, remark: Callable[[str], None]) -> list[Session]:
         def onnx(precision: str) -> Path:
             """The detector as an ONNX file."""
-            path = self.folder / f"{self.recipe or 'detector'}_{precision}{'' if postprocess else '_raw'}.onnx"
+            path = self.folder / f"{self.called}_{precision}{'' if postprocess else '_raw'}.onnx"
             if not path.is_file():
                 write_onnx(
                     self.detector,
@@ -88,11 +92,14 @@ class Lineup:
                 )
             return path
 
-        for opened in (_ort, _openvino) if self.device.type == "cpu" else (_ort, _tensorrt):
+        own = ("OpenVINO", _openvino) if self.device.type == "cpu" else ("TensorRT", _tensorrt)
+        found: list[Session] = []
+        for name, opened in (("ONNX Runtime", _ort), own):
             try:
-                yield from opened(onnx, precision, self)
-            except DeployError as error:
-                remark(f"left out: {error}")
+                found += opened(onnx, precision, self)
+            except (DeployError, torch.OutOfMemoryError) as error:
+                remark(f"{self.called}, {name}, {precision}: left out, {why(error)}")
+        return found
 
 
 def _ort(onnx: Callable[[str], Path], precision: str, own: Lineup) -> list[Session]:

@@ -16,12 +16,16 @@ from deimkit.deploy.machine import Gpu, processor, smi_name
 
 NAP = 0.05  # seconds
 LATE = 0.01  # seconds that a nap may take longer
+SEE_A_GPU = (
+    "Does `nvidia-smi` list it? If not, install the driver. If so, install a torch that is built for a CUDA version "
+    "that this driver supports, and look at CUDA_VISIBLE_DEVICES."
+)
 ROOM = 2 * 2**30  # bytes of a GPU's memory to build an engine in
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer. ok: None where it could not be asked. remedy: what to do unless yes, else ""."""
+    """One question and its answer. ok: None where it could not be asked. remedy: what to do about it, or ""."""
 
     name: str
     ok: bool | None
@@ -30,7 +34,7 @@ class Check:
 
     def __str__(self) -> str:
         mark = {True: "ok", False: "FAILS", None: "not tried"}[self.ok]
-        return f"{mark:9}  {self.name}: {self.detail}" + (f"  -> {self.remedy}" if self.ok is False else "")
+        return f"{mark:9}  {self.name}: {self.detail}" + (f"  -> {self.remedy}" if self.remedy else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -73,7 +77,12 @@ def self_test(
         rest.append(_small_graph(smoke, of_gpu=where.type == "cuda"))
     there = first.check()
     unasked = "there is no GPU to ask"
-    return [there] + [q.check() if there.ok or not q.of_gpu else Check(q.name, None, unasked, q.remedy) for q in rest]
+    return [there] + [q.check() if there.ok or not q.of_gpu else Check(q.name, None, unasked) for q in rest]
+
+
+def no_gpu() -> Check:
+    """That nothing of a GPU was tried because torch finds none, and what to do if one should be there."""
+    return Check("GPU", None, f"{_unseen()}: neither its clocks nor TensorRT were tried", SEE_A_GPU)
 
 
 def passed(checks: Sequence[Check]) -> bool:
@@ -107,17 +116,14 @@ def _small_graph(smoke: Callable[[], str], of_gpu: bool) -> Question:
 
 def _gpu(device: torch.device) -> Question:
     def ask() -> tuple[bool, str]:
-        if not torch.cuda.is_available():
-            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-            return False, f"torch {torch.__version__}, {built}, sees none"
-        return True, str(Gpu.of(device))
+        return (True, str(Gpu.of(device))) if torch.cuda.is_available() else (False, _unseen())
 
-    return Question(
-        "GPU",
-        ask,
-        "Does `nvidia-smi` list it? If not, install the driver. If so, install a torch that is built for a CUDA "
-        "version that this driver supports, and look at CUDA_VISIBLE_DEVICES.",
-    )
+    return Question("GPU", ask, SEE_A_GPU)
+
+
+def _unseen() -> str:
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return f"torch {torch.__version__}, {built}, sees none"
 
 
 def _driver(device: torch.device) -> list[Question]:

@@ -15,7 +15,7 @@ from scipy.stats import binom
 
 from deimkit.errors import DeployError
 
-PERCENTILES = (50, 90, 95, 99)
+CALLS_FOR = {50: 1, 90: 20, 95: 40, 99: 100}  # percentiles, and of how many calls they are more than the maximum
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,20 @@ class Timing:
         """Seconds that so many percent of the calls stayed below, between two calls in proportion."""
         return float(np.percentile(self.seconds, percent))
 
+    def tail(self, percent: int) -> float | None:
+        """A percentile of `CALLS_FOR` in seconds, or None where too few calls were timed for it."""
+        return self.percentile(percent) if len(self.seconds) >= CALLS_FOR[percent] else None
+
     @property
     def images_per_s(self) -> float:
         """Images a second, one call at a time, by the median."""
         return self.images / self.median
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures in milliseconds, and every call in seconds."""
-        figures = {"mean": self.mean, "median": self.median, "min": self.min, "std": self.std}
-        figures |= {f"p{percent}": self.percentile(percent) for percent in PERCENTILES}
-        told: dict[str, Any] = {f"{name}_ms": 1e3 * value for name, value in figures.items()}
+        """The figures in milliseconds, None for percentiles of too few calls, and every call in seconds."""
+        figures: dict[str, float | None] = {"mean": self.mean, "median": self.median, "min": self.min, "std": self.std}
+        figures |= {f"p{percent}": self.tail(percent) for percent in CALLS_FOR}
+        told: dict[str, Any] = {f"{name}_ms": None if x is None else 1e3 * x for name, x in figures.items()}
         return {"n": len(self.seconds), **told, "images_per_s": self.images_per_s, "seconds": self.rounds}
 
 

@@ -70,7 +70,8 @@ def serialize(trt: ModuleType, onnx: Path, card: Card, plan: Plan, way: Route) -
     if engine is None:
         raise DeployError(
             f"TensorRT {trt.__version__} could not build {onnx.name} ({way.recipe(kept)}): {complaint(trt)}. If it "
-            "lacks memory, free the GPU or lower `Plan.workspace`; if a layer has no FP32 kernel, keep fewer of them."
+            "lacks memory, free the GPU, or export a smaller size or batch; if a layer has no kernel, export another "
+            "precision."
         )
     return bytes(engine), kept
 
@@ -113,7 +114,10 @@ def add_profile(trt: ModuleType, builder: Any, config: Any, card: Card, plan: Pl
     for name in card.inputs:
         profile.set_shape(name, *((batch, *rest[name]) for batch in plan.batches))
     if config.add_optimization_profile(profile) < 0:
-        raise DeployError(f"TensorRT takes no batches of {plan.batches} images: {complaint(trt)}.")
+        raise DeployError(
+            f"TensorRT takes no batches of {plan.batches[0]} to {plan.batches[2]} images: {complaint(trt)}. "
+            "Export with batch= the number that is to be."
+        )
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class TrtSession(Session):
     everything is set up anew, and so is the graph: it would read shapes that are no longer the context's.
     """
 
-    def __init__(self, path: str | Path, device: str = "cuda", graph: bool = False) -> None:
+    def __init__(self, path: str | Path, device: str | torch.device = "cuda", graph: bool = False) -> None:
         path = Path(path)
         self._trt = tensorrt()
         self.card, self.key, self.recipe = read(path)
@@ -74,6 +74,7 @@ class TrtSession(Session):
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise DeployError(f"No room on the GPU to run {path.name}: {complaint(self._trt)}. Free some memory.")
+        self._fewest, self._most = self._batches()
 
     def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """See `Session.run`."""
@@ -96,14 +97,14 @@ class TrtSession(Session):
     @property
     def most(self) -> int | None:
         """The most images that the engine was built for."""
-        return self._batches()[2]
+        return self._most
 
-    def _batches(self) -> tuple[int, int, int]:
-        """The (fewest, usual, most) images that the engine was built for."""
+    def _batches(self) -> tuple[int, int]:
+        """The (fewest, most) images that the engine was built for."""
         if self.card.batch is not None:
-            return (self.card.batch,) * 3
-        fewest, usual, most = (int(shape[0]) for shape in self._engine.get_tensor_profile_shape("images", 0))
-        return fewest, usual, most
+            return self.card.batch, self.card.batch
+        fewest, _, most = (int(shape[0]) for shape in self._engine.get_tensor_profile_shape("images", 0))
+        return fewest, most
 
     def _bind(self, batch: int) -> Bound:
         """Set the context up for so many images: shapes first, as the outputs' follow from them, then addresses."""
@@ -129,10 +130,9 @@ class TrtSession(Session):
 
     def _refuse(self, batch: int) -> NoReturn:
         """Say that the engine was not built for so many images."""
-        fewest, _, most = self._batches()
         raise DeployError(
-            f"{self.name} was built for {fewest} to {most} images at a time; got {batch} ({complaint(self._trt)}). "
-            "Build it with other `batches`."
+            f"{self.name} was built for {self._fewest} to {self._most} images at a time; got {batch} "
+            f"({complaint(self._trt)}). Show it so many, or export with batch= the number that is to be."
         )
 
     def _enqueue(self, stream: int) -> None:

@@ -570,6 +570,16 @@ def test_a_closed_session_says_so(detector: Detector, files: dict[str, Path]) ->
             session.run(torch.rand(1, 3, 64, 96), sizes)
 
 
+def test_what_onnx_runtime_raises_is_told_as_ours(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any) -> None:
+        raise ArithmeticError("Failed to allocate memory")  # its own types, too, are no RuntimeErrors
+
+    session = open_session(files["one"], threads=1)
+    monkeypatch.setattr(session, "_session", SimpleNamespace(run=no_memory))
+    with pytest.raises(DeployError, match="ONNX Runtime .* could not run: Failed to allocate memory"):
+        session.run(torch.rand(1, 3, 64, 96), torch.tensor([[64, 96]]))
+
+
 def test_a_served_file_finds_nothing_in_no_image(files: dict[str, Path]) -> None:
     for name in ("any", "two"):
         assert Served(open_session(files[name], threads=1)).detect(torch.zeros(0, 3, 64, 96), torch.zeros(0, 2)) == []

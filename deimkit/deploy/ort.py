@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ class OrtSession(Session):
         given = {"images": images.contiguous(), "sizes": sizes.contiguous()}
         given = {name: given[name] for name in self.card.inputs}
         if self.device.type == "cpu":
-            found = self._session.run(list(self.card.outputs), {name: x.numpy() for name, x in given.items()})
+            with self._telling():
+                found = self._session.run(list(self.card.outputs), {name: x.numpy() for name, x in given.items()})
             return {name: torch.from_numpy(x) for name, x in zip(self.card.outputs, found, strict=True)}
         return self._bound(given)
 
@@ -60,8 +63,17 @@ class OrtSession(Session):
             for name, x in tensors.items():
                 kind = str(x.dtype).removeprefix("torch.")  # numpy has the same names
                 bind(name, "cuda", self.device.index, kind, tuple(x.shape), x.data_ptr())
-        self._session.run_with_iobinding(binding)  # returns when all is written
+        with self._telling():
+            self._session.run_with_iobinding(binding)  # returns when all is written
         return {name: found[name] for name in self.card.outputs}
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Turn what ONNX Runtime raises, such as for no memory, into `DeployError`."""
+        try:
+            yield
+        except Exception as error:  # its own types share no parent but this
+            raise DeployError(f"{self.name} could not run: {error}") from error
 
     def close(self) -> None:
         """As `Session.close`."""
